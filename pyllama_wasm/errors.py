@@ -1,0 +1,146 @@
+"""Every exception this package raises, and the tree they hang on.
+
+::
+
+    PyllamaError
+    ├── ModelError                the model file is at fault
+    │   ├── ModelFileError        cannot be opened or read                  (also OSError)
+    │   ├── ModelFormatError      not a GGUF, truncated, inconsistent       (also ValueError)
+    │   └── UnsupportedModelError a valid GGUF this build cannot run
+    ├── RequestError              the caller's arguments are at fault       (also ValueError)
+    │   ├── ContextFullError      no room left in the KV cache
+    │   └── BatchFullError        no room left in the batch
+    ├── OutOfMemoryError          the sandbox's memory ceiling is reached   (also MemoryError)
+    ├── CancelledError            ``cancel()`` or a deadline ended the call
+    ├── ClosedError               use after ``close()``
+    └── SandboxError              the guest misbehaved
+        ├── GuestException        a C++ exception reached the boundary; the engine lives on
+        ├── GuestDiedError        the engine is dead, load the model again
+        │   ├── GuestAbortError   ``GGML_ASSERT``, ``GGML_ABORT`` or ``abort()``
+        │   ├── GuestTrapError    a wasm trap: out of bounds, unreachable, stack overflow …
+        │   └── GuestStoppedError stopped by the host because it did not end in time
+        └── HostError             wasmtime or the operating system refused something
+
+Messages read *operation: reason (hint)*.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BatchFullError",
+    "CancelledError",
+    "ClosedError",
+    "ContextFullError",
+    "GuestAbortError",
+    "GuestDiedError",
+    "GuestException",
+    "GuestStoppedError",
+    "GuestTrapError",
+    "HostError",
+    "ModelError",
+    "ModelFileError",
+    "ModelFormatError",
+    "OutOfMemoryError",
+    "PyllamaError",
+    "RequestError",
+    "SandboxError",
+    "UnsupportedModelError",
+]
+
+MESSAGE_LIMIT = 2000
+"""Longest part of a message, in characters, that may come from the guest or from a file."""
+
+
+def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """Return ``text`` fit for a terminal: control characters escaped, at most ``limit`` characters."""
+    clean = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return clean if len(clean) <= limit else clean[:limit] + " …"
+
+
+class PyllamaError(Exception):
+    """Base of everything raised on purpose by this package."""
+
+    def __init__(self, operation: str, reason: str = "", hint: str = "") -> None:
+        """Build the message ``operation: reason (hint)`` and keep its three parts."""
+        self.operation, self.reason, self.hint = printable(operation), printable(reason), hint
+        message = self.operation
+        if self.reason:
+            message += f": {self.reason}"
+        if hint:
+            message += f" ({hint})"
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the three parts, so that the message is not wrapped twice."""
+        return type(self), (self.operation, self.reason, self.hint)
+
+
+class ModelError(PyllamaError):
+    """A model, adapter or projector file cannot be used."""
+
+
+class ModelFileError(ModelError, OSError):
+    """The file is missing, not a regular file, or cannot be read."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The file is not a GGUF, is truncated, or contradicts itself."""
+
+
+class UnsupportedModelError(ModelError):
+    """The file is a valid GGUF of an architecture or type this build does not have."""
+
+
+class RequestError(PyllamaError, ValueError):
+    """An argument is out of range or does not fit the model."""
+
+
+class ContextFullError(RequestError):
+    """The KV cache has no room for the tokens asked for."""
+
+
+class BatchFullError(RequestError):
+    """The batch has no room for another token."""
+
+
+class OutOfMemoryError(PyllamaError, MemoryError):
+    """The sandbox reached its memory ceiling; nothing outside it is affected."""
+
+
+class CancelledError(PyllamaError):
+    """The call was ended by ``cancel()`` or by its deadline."""
+
+
+class ClosedError(PyllamaError):
+    """The object was used after ``close()``."""
+
+
+class SandboxError(PyllamaError):
+    """The guest failed; the host process is unharmed."""
+
+
+class GuestException(SandboxError):
+    """A C++ exception reached the boundary. The engine goes on."""
+
+
+class GuestDiedError(SandboxError):
+    """The engine is dead: its model must be loaded again."""
+
+    backtrace: str = ""
+    """The wasm backtrace, innermost frame first, or an empty string."""
+
+
+class GuestAbortError(GuestDiedError):
+    """``GGML_ASSERT``, ``GGML_ABORT`` or ``abort()`` in the guest; the reason is the guest's own text."""
+
+
+class GuestTrapError(GuestDiedError):
+    """A wasm trap: memory out of bounds, unreachable code, stack overflow, division by zero."""
+
+
+class GuestStoppedError(GuestDiedError):
+    """The host stopped the guest because it did not end in time."""
+
+
+class HostError(SandboxError):
+    """wasmtime or the operating system refused something the host needs."""
