@@ -1,0 +1,171 @@
+"""The engine: one sandbox and the thread it lives on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+from ..errors import RequestError
+from .callbacks import Signature
+from .ffi import Number
+from .files import FileTable
+from .jobs import JobThread, close_all
+from .memory import Memory
+from .module import CompiledModule, load_module
+from .sandbox import Sandbox
+
+T = TypeVar("T")
+
+
+class Engine:
+    """One sandbox with one linear memory: a model and everything that must share its memory.
+
+    Guest calls happen on a thread of the engine's own, one at a time, in order of arrival. Every method may be called
+    from any thread. An engine dies of any trap in any of its threads, and never takes the process with it; then
+    :attr:`is_dead` is true, calls raise ``GuestDiedError``, and :meth:`close` still frees everything.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_limit_bytes: int | None = None,
+        n_threads: int | None = None,
+        load: str = "map",
+        module: CompiledModule | None = None,
+    ) -> None:
+        """Make an instance of ``module`` (default: the package's ``llama.wasm``) and run its constructors.
+
+        ``memory_limit_bytes`` bounds the guest's memory, mapped model files included (default and most: 4 GiB).
+        ``n_threads`` bounds the guest threads that run at a time (default: the CPUs this process may use).
+        ``load`` is ``"map"`` (files are mapped where the platform can) or ``"copy"``; copy files that somebody may
+        truncate meanwhile, since touching a mapped page that the file has lost ends the process (SIGBUS).
+        """
+        if load not in ("map", "copy"):
+            raise RequestError("create an engine", f"load={load!r} is neither 'map' nor 'copy'")
+        self.n_threads = default_n_threads() if n_threads is None else n_threads
+        if self.n_threads < 1:
+            raise RequestError("create an engine", f"n_threads={n_threads} is less than 1")
+        compiled = module if module is not None else load_module()
+        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load)
+        self._sandbox = sandbox
+        try:
+            self._jobs = JobThread(sandbox, "pyllama-engine")
+        except BaseException:
+            sandbox.shut()
+            raise
+        # The thread does not refer to this object, so a forgotten engine is closed when it is collected.
+        self._finalizer = weakref.finalize(self, self._jobs.request_close)
+        self._finalizer.atexit = False
+        self._call = sandbox.call
+        try:
+            self._jobs.run(sandbox.open, "start the module")
+        except BaseException:
+            self._jobs.close()
+            raise
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._jobs.is_closed
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the guest has trapped, aborted or been stopped."""
+        return self._sandbox.failures.death is not None
+
+    @property
+    def memory(self) -> Memory:
+        """The guest's memory."""
+        return self._sandbox.memory
+
+    @property
+    def files(self) -> FileTable:
+        """The files the guest may open."""
+        return self._sandbox.files
+
+    @property
+    def callback_signatures(self) -> Mapping[int, Signature]:
+        """The types of Python callbacks by kind; set once by the layer that knows the generated table."""
+        return self._sandbox.callbacks.signatures
+
+    @callback_signatures.setter
+    def callback_signatures(self, signatures: Mapping[int, Signature]) -> None:
+        self._sandbox.callbacks.signatures = dict(signatures)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the running job has been cancelled; long jobs look at it between guest calls."""
+        return self._jobs.cancel_requested
+
+    def run(self, func: Callable[[], T], operation: str = "call") -> T:
+        """Run ``func`` on the engine's thread and return its result; its exceptions pass through.
+
+        Jobs of all callers take turns in order of arrival; a job that is already on the engine's thread runs ``func``
+        at once. When the waiting caller is interrupted (Ctrl-C), a job not yet begun is withdrawn, and a running one
+        is cancelled as by :meth:`cancel`; the interrupt is raised again when it has ended.
+        """
+        return self._jobs.run(func, operation)
+
+    def call(self, export: str, *args: Number) -> Number | None:
+        """Call one guest export with plain numbers; integers wrap to their width.
+
+        An i32 or i64 result is signed: mask a pointer by ``& 0xFFFFFFFF``. Raises ``GuestAbortError``,
+        ``GuestTrapError`` or ``GuestStoppedError`` when the guest dies in it, ``GuestDiedError`` when it died before,
+        ``ClosedError`` after :meth:`close`, and whatever a Python callback raised in it.
+        """
+        if threading.get_ident() == self._jobs.ident:
+            return self._call(export, *args)
+        return self._jobs.run(lambda: self._call(export, *args), export)
+
+    def cancel(self) -> None:
+        """End the running job, if any: cleanly when it ends within 0.1 s, else by stopping the guest for good."""
+        self._jobs.cancel()
+
+    def register(self, func: Callable[..., object]) -> int:
+        """Make a Python function callable by the guest; return the id to pass as its ``user_data``."""
+        return self._sandbox.callbacks.register(func)
+
+    def unregister(self, func_id: int) -> None:
+        """Take back :meth:`register`; a guest that still calls the id traps."""
+        self._sandbox.callbacks.unregister(func_id)
+
+    def add_log_handler(self, handler: Callable[[int, str], None]) -> None:
+        """Call ``handler(level, line)`` for each line the guest logs, on the guest's thread; warnings are 3, errors 4.
+
+        All lines also go to ``logging.getLogger("pyllama_wasm.guest")``.
+        """
+        self._sandbox.log.handlers.append(handler)
+
+    def close(self) -> None:
+        """End what runs, refuse what waits, and free memory, threads and files. Again is fine; from any thread.
+
+        From a job on the engine's own thread it takes effect when that job has ended. Raises ``HostError`` if a guest
+        thread does not end (a module without safepoints); its memory is then kept.
+        """
+        self._finalizer.detach()
+        self._jobs.close()
+
+    def __enter__(self) -> Engine:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the engine."""
+        self.close()
+
+
+def default_n_threads() -> int:
+    """Return the number of CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+atexit.register(close_all)

@@ -1,0 +1,320 @@
+"""Thin typed wrappers over ``wasmtime._ffi``, the C API as wasmtime-py binds it.
+
+Why not wasmtime-py's own classes: its host functions go through a table without locks and hand exceptions over in one
+module-wide variable (its issue 254), and ``Func.__call__`` asks for the function's type on every call. The C API itself
+is thread-safe. What is dynamically typed about it ends in this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import wasmtime
+from wasmtime import _ffi
+
+from ..errors import HostError
+
+_SLOT_BYTES = ctypes.sizeof(_ffi.wasmtime_val_raw_t)
+"""One ``wasmtime_val_raw_t``: 16 bytes, wide enough for a v128."""
+
+_CELLS: dict[str, Any] = {"i": ctypes.c_int32, "I": ctypes.c_int64, "f": ctypes.c_float, "F": ctypes.c_double}
+_UNPACK = {"i": "I", "I": "q", "f": "f", "F": "d"}
+_VALTYPES = {
+    "i": wasmtime.ValType.i32,
+    "I": wasmtime.ValType.i64,
+    "f": wasmtime.ValType.f32,
+    "F": wasmtime.ValType.f64,
+}
+_KIND_CODES = {"i32": "i", "i64": "I", "f32": "f", "f64": "F"}
+
+_HOST_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_NO_FINALIZER: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)()  # null
+
+# A prototype of our own: with plain addresses as arguments ctypes converts nothing on the way, which halves the cost of
+# a call. CFUNCTYPE functions release the GIL while the guest runs.
+_call_unchecked: Any = ctypes.CFUNCTYPE(
+    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+)(("wasmtime_func_call_unchecked", _ffi.dll))
+
+Number = int | float
+HostFunction = Callable[..., "int | None"]
+
+
+@dataclass(frozen=True)
+class FuncSig:
+    """A wasm function type; each letter is one value: ``i`` i32, ``I`` i64, ``f`` f32, ``F`` f64."""
+
+    params: str
+    result: str = ""
+
+    def __str__(self) -> str:
+        """Return the type as ``(i32, i64) -> i32``."""
+        names = {code: kind for kind, code in _KIND_CODES.items()}
+        params = ", ".join(names[code] for code in self.params)
+        return f"({params})" + (f" -> {names[self.result]}" if self.result else "")
+
+
+class GuestTrap(Exception):
+    """The guest trapped; carries what wasmtime knows about it."""
+
+    def __init__(self, reason: str, is_unreachable: bool, backtrace: str) -> None:
+        """Keep the plain reason, whether it was an ``unreachable``, and the wasm backtrace."""
+        super().__init__(reason)
+        self.reason, self.is_unreachable, self.backtrace = reason, is_unreachable, backtrace
+
+
+def func_sig(ty: wasmtime.FuncType) -> FuncSig | None:
+    """Return a wasmtime function type as a :class:`FuncSig`, or None when it has values no host call can carry."""
+    params = [_KIND_CODES.get(str(kind), "") for kind in ty.params]
+    results = [_KIND_CODES.get(str(kind), "") for kind in ty.results]
+    if "" in params + results or len(results) > 1:
+        return None
+    return FuncSig("".join(params), "".join(results))
+
+
+def set_max_stack(config: wasmtime.Config, size_bytes: int) -> None:
+    """Set how much stack guest code may use.
+
+    wasmtime aborts the process when that is more than its stack for async calls (2 MiB), whose setter wasmtime-py does
+    not bind, although nothing here is async.
+    """
+    set_async_stack: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64)(
+        ("wasmtime_config_async_stack_size_set", _ffi.dll)
+    )
+    set_async_stack(ctypes.cast(config.ptr(), ctypes.c_void_p), size_bytes)
+    config.max_wasm_stack = size_bytes
+
+
+# -- host functions ---------------------------------------------------------------------------------------------------
+
+
+def host_function(sig: FuncSig, func: HostFunction, on_error: Callable[[BaseException], int]) -> Any:
+    """Return a C callback that calls ``func`` with plain numbers: i32 unsigned, i64 signed.
+
+    Whatever ``func`` raises goes to ``on_error``, whose result the guest gets. ``func`` may raise :class:`GuestTrap`
+    to end the guest there and then. The caller keeps the object for as long as a guest may call it.
+    """
+    unpack = struct.Struct("<" + "".join(_UNPACK[c] + f"{_SLOT_BYTES - _width(c)}x" for c in sig.params)).unpack
+    size = _SLOT_BYTES * len(sig.params)
+    cell = _CELLS[sig.result] if sig.result else None
+    string_at = ctypes.string_at
+
+    def entry(_env: int, _caller: int, values: int, _count: int) -> int:
+        try:
+            result = func(*unpack(string_at(values, size)))
+        except GuestTrap as trap:
+            return _new_trap(trap.reason)
+        except BaseException as error:
+            result = on_error(error)
+        if cell is not None:
+            cell.from_address(values).value = result
+        return 0
+
+    return _HOST_FUNCTION(entry)
+
+
+def _width(code: str) -> int:
+    return 4 if code in "if" else 8
+
+
+def _new_trap(message: str) -> int:
+    text = message.encode()
+    trap = _ffi.wasmtime_trap_new(ctypes.create_string_buffer(text), len(text))
+    return ctypes.cast(trap, ctypes.c_void_p).value or 0
+
+
+# -- linking ----------------------------------------------------------------------------------------------------------
+
+
+def define_function(linker: wasmtime.Linker, module: str, name: str, sig: FuncSig, callback: Any) -> None:
+    """Define one host function in ``linker``; ``callback`` comes from :func:`host_function`."""
+    ty = wasmtime.FuncType([_VALTYPES[c]() for c in sig.params], [_VALTYPES[c]() for c in sig.result])
+    mod, nam = module.encode(), name.encode()
+    function = ctypes.cast(callback, _ffi.wasmtime_func_unchecked_callback_t)
+    error = _ffi.wasmtime_linker_define_func_unchecked(
+        linker.ptr(), mod, len(mod), nam, len(nam), ty.ptr(), function, None, _NO_FINALIZER
+    )
+    ty.close()
+    _check(f"link {module}.{name}", error)
+
+
+def define_shared_memory(linker: wasmtime.Linker, store: wasmtime.Store, module: str, name: str, memory: Any) -> None:
+    """Define a shared memory in ``linker``; ``memory`` is the C pointer of :mod:`.shared_memory`."""
+    # wasmtime-py's SharedMemory._as_extern wraps the pointer once too often (its issue 318).
+    extern = _ffi.wasmtime_extern(_ffi.WASMTIME_EXTERN_SHAREDMEMORY, _ffi.wasmtime_extern_union(sharedmemory=memory))
+    mod, nam = module.encode(), name.encode()
+    error = _ffi.wasmtime_linker_define(
+        linker.ptr(), store._context(), mod, len(mod), nam, len(nam), ctypes.byref(extern)
+    )
+    _check(f"link {module}.{name}", error)
+
+
+def _check(operation: str, error: Any) -> None:
+    if error:
+        reason = _take_error(error)
+        raise HostError(operation, reason)
+
+
+def _take_error(error: Any) -> str:
+    """Return the message of a ``wasmtime_error_t`` and free it."""
+    wrapped = wasmtime.WasmtimeError._from_ptr(error)
+    try:
+        return str(wrapped)
+    finally:
+        wrapped.close()
+
+
+# -- instances --------------------------------------------------------------------------------------------------------
+
+
+class Instance:
+    """One instance in a store of its own: what one guest thread runs on. Used and closed by one thread."""
+
+    def __init__(self, engine: wasmtime.Engine, pre: wasmtime.InstancePre) -> None:
+        """Instantiate. Raises :class:`GuestTrap` or :class:`~pyllama_wasm.errors.HostError`."""
+        self._store = wasmtime.Store(engine)
+        self._instance = _ffi.wasmtime_instance_t()
+        self._trap: Any = ctypes.c_void_p()
+        try:
+            error = _ffi.wasmtime_instance_pre_instantiate(
+                pre.ptr(),
+                self._store._context(),
+                ctypes.byref(self._instance),
+                ctypes.cast(ctypes.byref(self._trap), ctypes.POINTER(ctypes.POINTER(_ffi.wasm_trap_t))),
+            )
+            _check("instantiate the module", error)
+            if self._trap.value:
+                raise _take_trap(self._trap)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def close(self) -> None:
+        """Free the store and with it the instance."""
+        self._store.close()
+
+    def global_i32(self, name: str) -> int | None:
+        """Return the value of an exported i32 global, unsigned, or None when there is none of that name."""
+        extern = self._export(name, _ffi.WASMTIME_EXTERN_GLOBAL)
+        if extern is None:
+            return None
+        raw: Any = _ffi.wasmtime_val_t()
+        _ffi.wasmtime_global_get(self._store._context(), ctypes.byref(extern.of.global_), ctypes.byref(raw))
+        is_i32 = raw.kind == _ffi.WASMTIME_I32.value
+        return raw.of.i32 & 0xFFFFFFFF if is_i32 else None
+
+    def bind(self, name: str, sig: FuncSig) -> Callable[..., Number | None]:
+        """Return a fast callable of an exported function: numbers in (integers wrap), one number or None out.
+
+        The callable raises :class:`GuestTrap`. It must be used by one thread only, as the store must.
+        """
+        extern = self._export(name, _ffi.WASMTIME_EXTERN_FUNC)
+        if extern is None:
+            raise HostError(f"call {name}", "the module exports no such function", "is the module up to date?")
+        func = _ffi.wasmtime_func_t.from_buffer_copy(extern.of.func)
+        n_slots = max(len(sig.params), len(sig.result), 1)
+        buffer: Any = (ctypes.c_uint8 * (n_slots * _SLOT_BYTES))()
+        cells = tuple(_CELLS[code].from_buffer(buffer, i * _SLOT_BYTES) for i, code in enumerate(sig.params))
+        result: Any = _CELLS[sig.result].from_buffer(buffer) if sig.result else None
+        trap = self._trap
+        context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
+        # Addresses of objects that this closure keeps alive. Nested calls may share the buffer: the guest takes its
+        # arguments out before it runs, and puts its result in after every nested call has returned.
+        addresses = (context, ctypes.addressof(func), ctypes.addressof(buffer), n_slots, ctypes.addressof(trap))
+        n_params = len(cells)
+
+        def call(*args: Number) -> Number | None:
+            if len(args) != n_params:
+                raise TypeError(f"{name} takes {n_params} arguments, got {len(args)}")
+            try:
+                for cell, arg in zip(cells, args, strict=True):
+                    cell.value = arg
+            except TypeError:  # numpy's integers, or a mistake
+                for cell, arg, code in zip(cells, args, sig.params, strict=True):
+                    cell.value = index(arg) if code in "iI" else float(arg)  # type: ignore[arg-type]
+            error = _call_unchecked(*addresses)
+            if error is not None or trap.value is not None:
+                raise _failure(error, trap)
+            return None if result is None else result.value
+
+        call.__keep__ = (func, buffer)  # type: ignore[attr-defined]
+        return call
+
+    def _export(self, name: str, kind: Any) -> Any:
+        """Return the export of that name and kind, or None."""
+        item = _ffi.wasmtime_extern_t()
+        text = name.encode()
+        found = _ffi.wasmtime_instance_export_get(
+            self._store._context(), ctypes.byref(self._instance), text, len(text), ctypes.byref(item)
+        )
+        if not found:
+            return None
+        if item.kind != kind.value:
+            _ffi.wasmtime_extern_delete(ctypes.byref(item))
+            return None
+        return item
+
+
+# -- traps ------------------------------------------------------------------------------------------------------------
+
+_TRAP_REASONS = {
+    "STACK_OVERFLOW": "call stack exhausted",
+    "MEMORY_OUT_OF_BOUNDS": "out of bounds memory access",
+    "HEAP_MISALIGNED": "misaligned atomic memory access",
+    "TABLE_OUT_OF_BOUNDS": "out of bounds table access",
+    "INDIRECT_CALL_TO_NULL": "call of a null function pointer",
+    "BAD_SIGNATURE": "call of a function pointer of another type",
+    "INTEGER_OVERFLOW": "integer overflow",
+    "INTEGER_DIVISION_BY_ZERO": "integer division by zero",
+    "BAD_CONVERSION_TO_INTEGER": "invalid conversion to integer",
+    "UNREACHABLE": "unreachable code reached",
+    "UNCAUGHT_EXCEPTION": "an exception was thrown and never caught",
+}
+_FRAMES_LIMIT = 64
+
+
+def _failure(error: int | None, trap: Any) -> Exception:
+    if trap.value is not None:
+        return _take_trap(trap)
+    pointer = ctypes.cast(error, ctypes.POINTER(_ffi.wasmtime_error_t))  # type: ignore[arg-type]
+    return GuestTrap(_last_line(_take_error(pointer)), False, "")
+
+
+def _take_trap(cell: Any) -> GuestTrap:
+    """Turn the ``wasm_trap_t`` in ``cell`` into an exception, free it and clear the cell."""
+    trap = wasmtime.Trap._from_ptr(ctypes.cast(cell.value, ctypes.POINTER(_ffi.wasm_trap_t)))
+    cell.value = None
+    try:
+        try:
+            code = trap.trap_code
+        except ValueError:  # a code newer than wasmtime-py's table
+            code = None
+        name = code.name if code is not None else ""
+        frames = _frames(trap)
+        return GuestTrap(_TRAP_REASONS.get(name) or _last_line(trap.message), name == "UNREACHABLE", frames)
+    finally:
+        trap.close()
+
+
+def _frames(trap: wasmtime.Trap) -> str:
+    frames: Sequence[wasmtime.Frame] = trap.frames
+    lines = [
+        f"{i:3}: 0x{frame.module_offset:x} {frame.func_name or f'function {frame.func_index}'}"
+        for i, frame in enumerate(frames[:_FRAMES_LIMIT])
+    ]
+    if len(frames) > _FRAMES_LIMIT:
+        lines.append(f"     … {len(frames) - _FRAMES_LIMIT} more")
+    return "\n".join(lines)
+
+
+def _last_line(text: str) -> str:
+    """Return the cause from a message that has a backtrace above it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else "trap"
+    # An exception that leaves the guest is no trap to wasmtime, and has no code.
+    return _TRAP_REASONS["UNCAUGHT_EXCEPTION"] if last == "thrown Wasm exception" else last

@@ -1,0 +1,315 @@
+"""The engine's own thread: jobs in order of arrival, each waited for interruptibly and ended when asked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+from ..errors import ClosedError, HostError
+from .threads import WAIT_SLICE_S, start_thread
+
+T = TypeVar("T")
+
+GRACE_S = 0.1
+"""How long a cancelled guest call may take to end by itself before it is stopped, which kills the sandbox."""
+
+_JOB_GRACE_S = 1.0  # the same for a job that goes on making short guest calls
+_ABANDON_S = 2.0  # longest wait of an interrupted caller for its job to end
+_CLOSE_S = 20.0
+_POLL_S = 0.005
+
+_NO_THREAD = -1  # identifiers of ended threads are given to new ones, so they must not be kept
+
+
+class Guest(Protocol):
+    """What the job thread needs to know of the sandbox it runs."""
+
+    busy_call: int
+    """A number that is different for each outermost guest call, 0 while none runs."""
+
+    def set_cancel(self, value: bool) -> None:
+        """Ask the guest to end its call cleanly, or take that back."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """Make every guest thread trap as soon as it can."""
+        ...
+
+    def is_guest_thread(self) -> bool:
+        """Whether the calling thread is one the guest started."""
+        ...
+
+    def shut(self) -> None:
+        """End all guest threads and free everything; on the engine's thread, once."""
+        ...
+
+    def abandon(self) -> None:
+        """Forget everything without freeing it: in a forked child, where the threads do not exist."""
+        ...
+
+
+class _State(Enum):
+    QUEUED = 1
+    RUNNING = 2
+    DONE = 3
+    WITHDRAWN = 4
+
+
+class _Job:
+    """One call of a Python function on the engine's thread."""
+
+    __slots__ = ("_error", "_func", "_latch", "_result", "is_cancelled", "operation", "state")
+
+    def __init__(self, func: Callable[[], Any], operation: str) -> None:
+        self.operation, self._func = operation, func
+        self.state = _State.QUEUED
+        self.is_cancelled = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._latch = threading.Lock()
+        self._latch.acquire()
+
+    def execute(self) -> None:
+        try:
+            self._result = self._func()
+        except BaseException as error:
+            self._error = error
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self.finish()
+
+    def finish(self) -> None:
+        self.state = _State.DONE
+        self._latch.release()
+
+    def wait(self) -> None:
+        """Wait until :meth:`finish`; only the submitter may, as the latch opens once."""
+        while not self._latch.acquire(timeout=WAIT_SLICE_S):
+            pass
+
+    def outcome(self) -> Any:
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
+
+
+class JobThread:
+    """Runs jobs for one sandbox, one after the other, on a thread with a stack that guest code can use."""
+
+    def __init__(self, guest: Guest, name: str) -> None:
+        """Start the thread."""
+        self._guest = guest
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lock = threading.RLock()
+        self._current: _Job | None = None
+        self._is_closing = False
+        self._ended = threading.Event()
+        self._close_error: BaseException | None = None
+        self.ident = _NO_THREAD
+        self.is_forked = False
+        with _live_lock:
+            _live.add(self)
+        try:
+            start_thread(self._main, name)
+        except RuntimeError as error:
+            _live.discard(self)
+            raise HostError("start the engine's thread", str(error)) from error
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._is_closing
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the running job has been cancelled."""
+        job = self._current
+        return job is not None and job.is_cancelled
+
+    def run(self, func: Callable[[], T], operation: str) -> T:
+        """Run ``func`` after all jobs submitted earlier; inline when already on this thread."""
+        if threading.get_ident() == self.ident:
+            return func()
+        if self._guest.is_guest_thread():
+            raise HostError(operation, "a guest thread cannot call its own engine", "only the engine's thread can")
+        job = _Job(func, operation)
+        try:
+            with self._lock:
+                if self._is_closing:
+                    raise ClosedError(operation, "the engine is closed" + (" (forked process)" * self.is_forked))
+                self._queue.put(job)
+            job.wait()
+        except BaseException:
+            self._abandon(job)
+            raise
+        result: T = job.outcome()
+        return result
+
+    def cancel(self) -> None:
+        """End the running job: ask it first, stop it after :data:`GRACE_S`. Without one nothing happens."""
+        with self._lock:
+            job = self._current
+            if job is not None:
+                self._cancel(job)
+
+    def request_close(self) -> None:
+        """Close later, on the engine's thread; may be called by the garbage collector, so it takes no lock."""
+        self._queue.put(None)
+
+    def close(self) -> None:
+        """End the running job, refuse queued ones, free the sandbox; ``HostError`` if a guest thread does not end."""
+        with self._lock:
+            is_first = not self._is_closing
+            self._is_closing = True
+            if is_first:
+                self._queue.put(None)
+            if self._current is not None:
+                self._current.is_cancelled = True
+                self._guest.set_cancel(True)
+        if threading.get_ident() == self.ident:
+            return  # the thread frees everything when this job has ended
+        try:
+            self._wait_ended()
+        except BaseException:
+            self._stop_current("the engine was closed")
+            raise
+        if is_first and self._close_error is not None:
+            raise self._close_error
+
+    def after_fork(self) -> None:
+        """Mark a copy of this object in a forked child, where its thread does not exist, as closed."""
+        self._lock = threading.RLock()
+        self._is_closing = self.is_forked = True
+        self.ident = _NO_THREAD
+        self._guest.abandon()
+        self._ended.set()
+
+    # -- the engine's thread ------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        self.ident = threading.get_ident()
+        try:
+            while True:
+                job = self._queue.get()
+                if job is None:
+                    break
+                self._execute(job)
+                del job  # or an idle engine would keep alive what the last job refers to
+        finally:
+            self._finish()
+
+    def _execute(self, job: _Job) -> None:
+        with self._lock:
+            if job.state is not _State.QUEUED:
+                return
+            if self._is_closing:
+                job.fail(ClosedError(job.operation, "the engine was closed"))
+                return
+            job.state = _State.RUNNING
+            self._current = job
+        job.execute()
+        with self._lock:
+            self._current = None
+            if job.is_cancelled:
+                self._guest.set_cancel(False)
+        job.finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._is_closing = True
+            while not self._queue.empty():
+                job = self._queue.get()
+                if job is not None and job.state is _State.QUEUED:
+                    job.fail(ClosedError(job.operation, "the engine was closed"))
+        try:
+            self._guest.shut()
+        except BaseException as error:
+            self._close_error = error
+        finally:
+            _live.discard(self)
+            self.ident = _NO_THREAD
+            self._ended.set()
+
+    # -- ending a job -------------------------------------------------------------------------------------------------
+
+    def _abandon(self, job: _Job) -> None:
+        """Withdraw or end a job nobody waits for any more, after an interrupt of its caller."""
+        with self._lock:
+            if job.state is _State.QUEUED:
+                job.state = _State.WITHDRAWN
+                return
+            if job is self._current:
+                self._cancel(job)
+        deadline = time.monotonic() + _ABANDON_S
+        while job.state is not _State.DONE and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _cancel(self, job: _Job) -> None:
+        if job.is_cancelled:
+            return
+        job.is_cancelled = True
+        self._guest.set_cancel(True)
+        with suppress(RuntimeError):  # no room for a thread: then only the clean way is left
+            threading.Thread(target=self._watch, args=(job,), name="pyllama-watchdog", daemon=True).start()
+
+    def _watch(self, job: _Job) -> None:
+        """Stop a cancelled job that does not end, again and again: the flag lies in the guest's own memory."""
+        started = since = time.monotonic()
+        call = self._guest.busy_call
+        while job.state is not _State.DONE:
+            time.sleep(_POLL_S)
+            now = time.monotonic()
+            if self._guest.busy_call != call:
+                call, since = self._guest.busy_call, now
+            if call and (now - since >= GRACE_S or now - started >= _JOB_GRACE_S):
+                self._stop_current("it did not end in time after it was cancelled", job)
+
+    def _stop_current(self, reason: str, job: _Job | None = None) -> None:
+        with self._lock:
+            if self._current is not None and (job is None or self._current is job):
+                self._guest.stop(reason)
+
+    def _wait_ended(self) -> None:
+        started = time.monotonic()
+        while not self._ended.wait(_POLL_S):
+            waited = time.monotonic() - started
+            if waited >= GRACE_S:
+                self._stop_current("the engine was closed")
+            if waited >= _CLOSE_S:
+                raise HostError("close the engine", "its thread does not end")
+
+
+_live: set[JobThread] = set()
+_live_lock = threading.Lock()
+
+
+def close_all() -> None:
+    """End every guest before the interpreter goes: a thread that came back into it later would crash the process."""
+    with _live_lock:
+        live = list(_live)
+    for jobs in live:
+        with suppress(Exception):
+            jobs.close()
+
+
+def _after_fork() -> None:
+    global _live_lock
+    _live_lock = threading.Lock()
+    for jobs in list(_live):
+        jobs.after_fork()
+    _live.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,202 @@
+"""The compiled module: machine code that every engine of this process shares."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import wasmtime
+
+from ..errors import HostError
+from . import ffi
+from .cache import CodeCache, cache_key
+from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
+from .shared_memory import MAX_PAGES
+from .threads import MAX_WASM_STACK_BYTES
+
+Progress = Callable[[str], None]
+
+_SETTINGS: dict[str, object] = {
+    "wasm_threads": True,
+    "shared_memory": True,
+    "wasm_simd": True,
+    "wasm_relaxed_simd": True,
+    "wasm_exceptions": True,
+    "cranelift_opt_level": "speed",
+}
+"""No epochs and no fuel: they cost a quarter of the speed, and the module has interrupt points of its own."""
+
+_WAIT_SLICE_S = 0.05
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """A module ready to be instantiated, and what its own text says about it."""
+
+    engine: wasmtime.Engine
+    module: wasmtime.Module
+    exports: Mapping[str, ffi.FuncSig]
+    """The exported functions that can be called with plain numbers."""
+    min_pages: int
+    max_pages: int
+    sha256: str
+    """Of the wasm bytes."""
+
+
+def compile_module(wasm: bytes) -> CompiledModule:
+    """Compile ``wasm`` now, without the cache. Raises ``HostError`` when it is invalid or its imports are not ours."""
+    engine = _wasmtime_engine()
+    try:
+        module = wasmtime.Module(engine, wasm)
+    except wasmtime.WasmtimeError as error:
+        raise HostError("compile the module", str(error)) from error
+    return _describe(engine, module, hashlib.sha256(wasm).hexdigest())
+
+
+def load_module(path: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> CompiledModule:
+    """Return the compiled module of a wasm file: from this process, from the cache on disk, or compiled now.
+
+    ``path`` defaults to the ``llama.wasm`` this package ships. ``progress`` is told each stage on the calling thread.
+    The work is done on another thread, so that Ctrl-C is answered at once; it then goes on and fills the cache.
+    Raises ``HostError``.
+    """
+    file = Path(path) if path is not None else find_wasm()
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise HostError(f"load {file}", error.strerror or str(error)) from error
+    key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size)
+    with _loads_lock:
+        load = _loads.get(key)
+        if load is None or load.error is not None:
+            load = _loads[key] = _Load(file)
+    return load.wait(progress)
+
+
+def find_wasm() -> Path:
+    """Return the path of ``llama.wasm``: inside the installed package, else in the source checkout around it."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "llama.wasm", package.parent / "wasm" / "llama.wasm"):
+        if candidate.is_file():
+            return candidate
+    raise HostError("load llama.wasm", "the package does not contain it", "in a source checkout: make wasm")
+
+
+class _Load:
+    """One load that several callers may wait for."""
+
+    def __init__(self, file: Path) -> None:
+        self.error: BaseException | None = None
+        self._file = file
+        self._stages: list[str] = []
+        self._result: CompiledModule | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._main, name="pyllama-compile", daemon=True).start()
+
+    def wait(self, progress: Progress | None) -> CompiledModule:
+        """Wait, interruptibly, and report the stages."""
+        n_told = 0
+        is_done = False
+        while not is_done:
+            is_done = self._done.wait(_WAIT_SLICE_S)
+            for stage in self._stages[n_told:]:
+                n_told += 1
+                if progress is not None:
+                    progress(stage)
+        if self._result is None:
+            reason = self.error.reason if isinstance(self.error, HostError) else f"{self.error!r}"
+            raise HostError(f"load {self._file.name}", reason) from self.error
+        return self._result
+
+    def _main(self) -> None:
+        try:
+            self._result = self._load()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.set()
+
+    def _load(self) -> CompiledModule:
+        self._stages.append("reading the module")
+        wasm = self._file.read_bytes()
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        engine = _wasmtime_engine()
+        cache = CodeCache()
+        key = cache_key(sha256, {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES})
+        module = cache.load(engine, key)
+        if module is not None:
+            return _describe(engine, module, sha256)
+        self._stages.append("compiling the module (once, some seconds)")
+        compiled = compile_module(wasm)
+        self._stages.append("saving the compiled module")
+        cache.save(key, compiled.module.serialize())
+        return compiled
+
+
+def _describe(engine: wasmtime.Engine, module: wasmtime.Module, sha256: str) -> CompiledModule:
+    min_pages, max_pages = _check_imports(module)
+    exports: dict[str, ffi.FuncSig] = {}
+    for export in module.exports:
+        ty = export.type
+        sig = ffi.func_sig(ty) if isinstance(ty, wasmtime.FuncType) else None
+        if sig is not None:
+            exports[export.name] = sig
+    return CompiledModule(engine, module, exports, min_pages, max_pages, sha256)
+
+
+def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
+    """Refuse imports that are not in the table; return the limits of the imported memory in pages."""
+    limits: tuple[int, int] | None = None
+    foreign = []
+    for item in module.imports:
+        key, ty = (item.module, item.name or ""), item.type
+        if key == MEMORY_IMPORT and isinstance(ty, wasmtime.MemoryType) and ty.is_shared and not ty.is_64:
+            limits = (ty.limits.min, min(ty.limits.max or 0, MAX_PAGES))
+        elif not isinstance(ty, wasmtime.FuncType) or key not in ALLOWED_IMPORTS:
+            foreign.append(".".join(key))
+        elif ffi.func_sig(ty) != ALLOWED_IMPORTS[key]:
+            foreign.append(f"{'.'.join(key)} as {ffi.func_sig(ty)} instead of {ALLOWED_IMPORTS[key]}")
+    if foreign:
+        raise HostError("check the module", f"it imports what this host does not offer: {', '.join(sorted(foreign))}")
+    if limits is None:
+        raise HostError("check the module", "it does not import a shared memory env.memory")
+    return limits
+
+
+_loads: dict[tuple[str, int, int], _Load] = {}
+_loads_lock = threading.Lock()
+_engine: wasmtime.Engine | None = None
+_before_fork: list[object] = []
+"""In a forked child, what it inherited. Its parent's compiler threads are gone, so it compiles on one thread."""
+
+_engine_lock = threading.Lock()
+
+
+def _wasmtime_engine() -> wasmtime.Engine:
+    """Return the one wasmtime engine of this process: compiled code, no state."""
+    global _engine
+    with _engine_lock:
+        if _engine is None:
+            config = wasmtime.Config()
+            for name, value in _SETTINGS.items():
+                setattr(config, name, value)
+            ffi.set_max_stack(config, MAX_WASM_STACK_BYTES)
+            config.parallel_compilation = not _before_fork
+            _engine = wasmtime.Engine(config)
+        return _engine
+
+
+def _after_fork() -> None:
+    """Start over in a forked child: threads and locks of wasmtime did not come along. Nothing is freed there."""
+    global _engine, _loads, _loads_lock, _engine_lock
+    _before_fork.extend([_engine, _loads])
+    _engine, _loads = None, {}
+    _loads_lock, _engine_lock = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
