@@ -24,7 +24,10 @@ target_compile_definitions(pw_llama_headers INTERFACE _GNU_SOURCE _XOPEN_SOURCE=
 target_link_libraries(pw_llama_headers INTERFACE pw_headers)
 
 # Safepoints (sysroot/stop.c): on every edge of control code, on every function of ggml's compute code.
-set(PW_SAFEPOINT_EDGES "-fsanitize-coverage=edge,trace-pc")
+# clang puts the edge hooks into exception cleanups too, without the operand that says so; LLVM's preparation of exception
+# handlers then takes these calls for impossible and cuts the code behind them off, rethrow included. -disable-cleanups
+# keeps it from doing so (tests/wasm/test_glue.py throws through such cleanups).
+set(PW_SAFEPOINT_EDGES "-fsanitize-coverage=edge,trace-pc;SHELL:-mllvm -disable-cleanups")
 set(PW_SAFEPOINT_FUNCTIONS "-fsanitize-coverage=func,trace-pc")
 
 function(pw_force_include source header)
@@ -81,9 +84,6 @@ target_include_directories(llama_common PUBLIC ${LLAMA_CPP}/common)
 target_include_directories(llama_common PRIVATE ${HERE}/sysroot)
 target_link_libraries(llama_common PUBLIC pw_llama_headers)
 pw_force_include(${LLAMA_CPP}/common/common.cpp common.h)
-# With a hook on every edge, clang 22 writes an invalid exception handler into common_chat_msgs_parse_oaicompat ("catch_all_ref
-# label must have exactly one result type"). Function hooks are enough here: every loop of the file calls functions.
-set_source_files_properties(${LLAMA_CPP}/common/chat.cpp PROPERTIES COMPILE_OPTIONS "-fno-sanitize-coverage=edge,trace-pc;${PW_SAFEPOINT_FUNCTIONS}")
 
 # --- mtmd: images and audio, no video (it would run ffmpeg) ---------------------------------------------------------
 file(GLOB MTMD_SOURCES CONFIGURE_DEPENDS ${LLAMA_CPP}/tools/mtmd/models/*.cpp)

@@ -17,8 +17,8 @@ target_include_directories(llama_common_arg PRIVATE ${OUR_TEST_SOURCES}/shim ${L
 target_link_libraries(llama_common_arg PRIVATE pw_llama_headers)
 target_compile_options(llama_common_arg PRIVATE -O1)
 
-function(pw_upstream_test name)
-    add_executable(${name} ${UPSTREAM_TESTS}/${name}.cpp ${OUR_TEST_SOURCES}/tmpfile.c ${ARGN})
+function(pw_command_test name source)
+    add_executable(${name} ${source} ${OUR_TEST_SOURCES}/tmpfile.c)
     target_compile_options(${name} PRIVATE -O1 -UNDEBUG)
     target_include_directories(${name} PRIVATE
         ${LLAMA_CPP}/common ${LLAMA_CPP}/src ${GGML}/src ${UPSTREAM_TESTS} ${OUR_TEST_SOURCES}/shim)
@@ -33,5 +33,7 @@ foreach(name
         test-gguf test-quantize-fns test-barrier test-sampling test-grammar-parser test-llama-grammar
         test-json-schema-to-grammar test-chat-template test-tokenizer-0 test-save-load-state test-backend-ops
         test-jinja test-unicode test-batch-alloc test-alloc test-rope test-grammar-integration)
-    pw_upstream_test(${name})
+    pw_command_test(${name} ${UPSTREAM_TESTS}/${name}.cpp)
 endforeach()
+# Ours: the guest runtime, from inside.
+pw_command_test(runtime-test ${HERE}/selftest/runtime_test.cpp)

@@ -424,10 +424,12 @@ set(PW_LIBC_COMMAND_SOURCES
     wasi/libc-bottom-half/cloudlibc/src/libc/stdlib/_Exit.c
     wasi/libc-bottom-half/cloudlibc/src/libc/sys/stat/mkdirat.c
     wasi/libc-bottom-half/cloudlibc/src/libc/unistd/ftruncate.c
+    wasi/libc-bottom-half/cloudlibc/src/libc/unistd/unlinkat.c
     wasi/libc-bottom-half/sources/__main_void.c
     wasi/libc-bottom-half/sources/__wasilibc_environ.c
     wasi/libc-bottom-half/sources/__wasilibc_initialize_environ.c
     wasi/libc-bottom-half/sources/__wasilibc_rmdirat.c
+    wasi/libc-bottom-half/sources/__wasilibc_unlinkat.c
     wasi/libc-bottom-half/sources/chdir.c
     wasi/libc-bottom-half/sources/environ.c
     wasi/libc-bottom-half/sources/getcwd.c

@@ -1,5 +1,5 @@
-// What the product does not have: directories, a working folder, dynamic libraries. libc++ and ggml name these functions;
-// answering here keeps them out of the module's imports.
+// What the product does not have: directories and a working folder. libc++ names these functions; answering here keeps them
+// out of the module's imports. (The command modules of upstream's tests link the real ones.)
 #include <dirent.h>
 #include <errno.h>
 #include <stddef.h>
@@ -31,28 +31,4 @@ char * getcwd(char * buffer, size_t size) {
     (void) buffer; (void) size;
     unsupported();
     return NULL;
-}
-
-long pathconf(const char * path, int name) {
-    (void) path; (void) name;
-    return unsupported();
-}
-
-void * dlopen(const char * file, int mode) {
-    (void) file; (void) mode;
-    return NULL;
-}
-
-void * dlsym(void * library, const char * name) {
-    (void) library; (void) name;
-    return NULL;
-}
-
-int dlclose(void * library) {
-    (void) library;
-    return unsupported();
-}
-
-char * dlerror(void) {
-    return "a wasm module cannot load libraries";
 }

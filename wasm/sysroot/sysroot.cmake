@@ -67,7 +67,7 @@ foreach(source IN LISTS PW_LIBC_SOURCES)
 endforeach()
 
 # --- ours -----------------------------------------------------------------------------------------------------------
-set(PW_RUNTIME_SOURCES stop.c wait.c thread.c thread_start.s cond.c heap.c mmap.c process.c)
+set(PW_RUNTIME_SOURCES stop.c wait.c thread.c thread_start.s cond.c heap.c mmap.c process.c nodl.c)
 list(TRANSFORM PW_RUNTIME_SOURCES PREPEND ${SYSROOT}/)
 set_source_files_properties(${SYSROOT}/thread_start.s PROPERTIES LANGUAGE ASM)
 # Two flavours: the product's, and that of the command modules of upstream's tests (PW_COMMAND: real exit and environment).
@@ -108,7 +108,8 @@ list(FILTER LIBCXX_SOURCES EXCLUDE REGEX "/(int128_builtins|new|verbose_abort)\\
 # filesystem's operations.cpp asks musl for a Linux system call (copy_file_range).
 set_source_files_properties(${LIBCXX}/src/filesystem/operations.cpp PROPERTIES COMPILE_OPTIONS "-U_LIBCPP_HAS_MUSL_LIBC;-D_LIBCPP_HAS_MUSL_LIBC=0")
 file(GLOB LIBCXXABI_SOURCES ${LIBCXXABI}/src/*.cpp)
-list(FILTER LIBCXXABI_SOURCES EXCLUDE REGEX "/(cxa_noexception|abort_message)\\.cpp$")
+# Replaced by ours: abort_message.cpp, and cxa_thread_atexit.cpp (thread.c).
+list(FILTER LIBCXXABI_SOURCES EXCLUDE REGEX "/(cxa_noexception|cxa_thread_atexit|abort_message)\\.cpp$")
 
 add_library(pw_libcxx STATIC ${LIBCXX_SOURCES} ${LIBCXXABI_SOURCES} ${PW_ZIG_LIB}/libunwind/src/Unwind-wasm.c)
 target_compile_options(pw_libcxx PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-std=c++23>")

@@ -178,8 +178,37 @@ int pthread_create(pthread_t * restrict result, const pthread_attr_t * restrict 
     return 0;
 }
 
+// C++ thread_local destructors, newest first.
+struct destructor {
+    void (*run)(void *);
+    void *              object;
+    struct destructor * next;
+};
+static _Thread_local struct destructor * destructors;
+
+int __cxa_thread_atexit(void (*run)(void *), void * object, void * library) {
+    (void) library;
+    struct destructor * entry = malloc(sizeof *entry);
+    if (!entry) {
+        return -1;
+    }
+    *entry      = (struct destructor) {run, object, destructors};
+    destructors = entry;
+    return 0;
+}
+
+static void run_destructors(void) {
+    while (destructors) {   // one may register another
+        struct destructor entry = *destructors;
+        free(destructors);
+        destructors = entry.next;
+        entry.run(entry.object);
+    }
+}
+
 static void end_thread(struct pthread * self) {
-    __pthread_tsd_run_dtors();   // C++ thread_local destructors too: libc++abi keeps them under a key
+    run_destructors();
+    __pthread_tsd_run_dtors();
     struct header * block = (struct header *) self->map_base;
     ring_remove(self);
     if (__atomic_exchange_n(&self->detach_state, DT_EXITED, __ATOMIC_SEQ_CST) == DT_DETACHED) {
