@@ -21,23 +21,18 @@ ALLOWED_IMPORTS: Mapping[tuple[str, str], FuncSig] = MappingProxyType(
         ("host", "thread_spawn"): FuncSig("i", "i"),
         ("host", "unmap_file"): FuncSig("iI", "i"),
         (_WASI, "clock_time_get"): FuncSig("iIi", "i"),
-        (_WASI, "environ_get"): FuncSig("ii", "i"),
-        (_WASI, "environ_sizes_get"): FuncSig("ii", "i"),
         (_WASI, "fd_close"): FuncSig("i", "i"),
         (_WASI, "fd_fdstat_get"): FuncSig("ii", "i"),
         (_WASI, "fd_fdstat_set_flags"): FuncSig("ii", "i"),
-        (_WASI, "fd_filestat_get"): FuncSig("ii", "i"),
         (_WASI, "fd_prestat_dir_name"): FuncSig("iii", "i"),
         (_WASI, "fd_prestat_get"): FuncSig("ii", "i"),
         (_WASI, "fd_read"): FuncSig("iiii", "i"),
         (_WASI, "fd_seek"): FuncSig("iIii", "i"),
-        (_WASI, "fd_tell"): FuncSig("ii", "i"),
         (_WASI, "fd_write"): FuncSig("iiii", "i"),
         (_WASI, "path_filestat_get"): FuncSig("iiiii", "i"),
         (_WASI, "path_open"): FuncSig("iiiiiIIii", "i"),
-        (_WASI, "proc_exit"): FuncSig("i"),
         (_WASI, "random_get"): FuncSig("ii", "i"),
-        (_WASI, "sched_yield"): FuncSig("", "i"),
     }
 )
-"""The function imports a module may have, by (module, name), with their types. A module with any other is refused."""
+"""The function imports a module may have, by (module, name), with their types: those ``wasm/README.md`` lists. A module
+with any other is refused."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 from .descriptors import PREOPEN, Descriptors, OpenFile
 from .failure import Failures
-from .ffi import GuestTrap
 from .log import GuestLog
 from .memory import Memory
 from .wasi_errno import Errno, WasiError
@@ -50,17 +49,7 @@ class Wasi:
         """Answer from these; nothing else of the host is reachable."""
         self._memory, self._descriptors, self._log, self._failures = memory, descriptors, log, failures
 
-    # -- process ------------------------------------------------------------------------------------------------------
-
-    def environ_sizes_get(self, count: int, size: int) -> int:
-        """Answer that the environment is empty."""
-        self._memory.set_u32(count, 0)
-        self._memory.set_u32(size, 0)
-        return 0
-
-    def environ_get(self, _environ: int, _buffer: int) -> int:
-        """Write nothing: the environment is empty."""
-        return 0
+    # -- clock and random ---------------------------------------------------------------------------------------------
 
     def clock_time_get(self, clock: int, _precision: int, out: int) -> int:
         """Write nanoseconds of the real-time, monotonic, process or thread clock."""
@@ -75,16 +64,6 @@ class Wasi:
         for at in range(0, size, _RANDOM_LIMIT):
             self._memory.write(out + at, os.urandom(min(_RANDOM_LIMIT, size - at)))
         return 0
-
-    def sched_yield(self) -> int:
-        """Let another thread run."""
-        time.sleep(0)
-        return 0
-
-    def proc_exit(self, code: int) -> int:
-        """End the guest: a library has no reason to exit, so this counts as an abort."""
-        self._failures.abort_text(f"the guest called exit({code})")
-        raise GuestTrap("exit", True, "")
 
     # -- descriptors --------------------------------------------------------------------------------------------------
 
@@ -111,7 +90,7 @@ class Wasi:
             self._descriptors.get(fd)
         return 0
 
-    def fd_filestat_get(self, fd: int, out: int) -> int:
+    def _filestat(self, fd: int, out: int) -> int:
         """Write kind and size; inode numbers are ours and times are zero, so nothing of the host's disk shows."""
         if fd < PREOPEN:
             stat = _FILESTAT.pack(0, fd, _FILETYPE_CHARACTER_DEVICE, 1, 0, 0, 0, 0)
@@ -202,10 +181,6 @@ class Wasi:
         self._memory.write(out, struct.pack("<Q", target))
         return 0
 
-    def fd_tell(self, fd: int, out: int) -> int:
-        """Write the descriptor's offset."""
-        return self.fd_seek(fd, 0, _SEEK_CUR, out)
-
     # -- paths --------------------------------------------------------------------------------------------------------
 
     def path_open(
@@ -242,7 +217,7 @@ class Wasi:
         """Write kind and size of a granted file."""
         opened = self._descriptors.open(self._path(fd, path, path_size), is_writable=False)
         try:
-            return self.fd_filestat_get(opened, out)
+            return self._filestat(opened, out)
         finally:
             self._descriptors.close(opened)
 

@@ -26,22 +26,8 @@ def native(model: pw.Model) -> Native:
 
 
 def call_text(native: Native, export: str, *args: int | str) -> str:
-    """Call a glue export that answers text; strings among the arguments are copied into the guest."""
-    pointers = []
-    try:
-        values = []
-        for arg in args:
-            if isinstance(arg, str):
-                data = arg.encode() + b"\0"
-                pointers.append(native.alloc(len(data)))
-                native.engine.memory.write(pointers[-1], data)
-                values.append(pointers[-1])
-            else:
-                values.append(arg)
-        return native.take_string(int(native.call(export, *values)))
-    finally:
-        for pointer in pointers:
-            native.free(pointer)
+    """Call a glue export that answers text."""
+    return native.take_string(int(native.call(export, *args) or 0))
 
 
 def test_json_schema_becomes_a_grammar(native: Native) -> None:
@@ -72,14 +58,17 @@ def test_n_gram_speculation_proposes_what_followed_before(model: pw.Model, nativ
     period = len(tokens) // 4
     text, last = tokens[: 3 * period], tokens[3 * period]
     with model.context(n_ctx=256) as context, native.scratch(4 * 16) as out:
-        name = native.alloc(32)
-        native.engine.memory.write(name, b"ngram-simple\0")
-        handle = native.call("pw_speculative_new", name, context._ptr, 1, 3, 8)
+        handle = native.call("pw_speculative_new", "ngram-simple", context._ptr, 1, 3, 8)
         with native.array(np.array(text, dtype=np.int32)) as prompt:
             native.call("pw_speculative_begin", handle, 0, prompt, len(text))
-            n = int(native.call("pw_speculative_draft", handle, 0, prompt, len(text), last, out, 4))
+            n = int(native.call("pw_speculative_draft", handle, 0, prompt, len(text), last, out, 4) or 0)
         drafted = native.engine.memory.view(out, (n,), np.int32).tolist()
+        native.call("pw_speculative_accept", handle, 0, n)
         native.call("pw_speculative_free", handle)
-        native.free(name)
     assert n > 0
     assert drafted == tokens[3 * period + 1 : 3 * period + 1 + n]
+
+
+def test_speculation_that_needs_a_draft_model_is_refused(model: pw.Model, native: Native) -> None:
+    with model.context(n_ctx=64) as context, pytest.raises(GuestException, match="not an n-gram kind"):
+        native.call("pw_speculative_new", "draft-simple", context._ptr, 1, 3, 8)

@@ -132,7 +132,7 @@ def test_host_write_to_a_mapped_file_is_refused_and_the_process_lives(engine_of:
     # The guest's own requests to have the host write there.
     memory.write(SCRATCH, address.to_bytes(4, "little") + (8).to_bytes(4, "little"))
     assert engine.call("fd_read", fd, SCRATCH, 1, SCRATCH + 32) == EFAULT
-    assert engine.call("fd_filestat_get", fd, address) == EFAULT
+    assert engine.call("fd_fdstat_get", fd, address) == EFAULT
     assert engine.call("random_get", address, 8) == EFAULT
     assert engine.call("clock_time_get", 0, 0, address + 8) == EFAULT
     assert engine.call("map_file", fd, 0, PAGE, address) == EFAULT
