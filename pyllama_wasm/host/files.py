@@ -197,7 +197,8 @@ _seek_lock = threading.Lock()
 
 def _read_once(fd: int, buffer: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
-        return os.preadv(fd, [buffer], offset)
+        n_read: int = os.preadv(fd, [buffer], offset)
+        return n_read
     with _seek_lock, open(fd, "rb", buffering=0, closefd=False) as file:
         file.seek(offset)
         return file.readinto(buffer) or 0
@@ -205,7 +206,8 @@ def _read_once(fd: int, buffer: memoryview, offset: int) -> int:
 
 def _write_once(fd: int, data: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
-        return os.pwrite(fd, data, offset)
+        n_written: int = os.pwrite(fd, data, offset)
+        return n_written
     with _seek_lock:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, data)

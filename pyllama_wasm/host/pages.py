@@ -13,6 +13,13 @@ import sys
 from typing import Any, Protocol
 
 HOST_PAGE_BYTES = mmap.PAGESIZE
+# By getattr, as Python names them on POSIX only and this file is type-checked for Windows too.
+_PROT_READ: int = getattr(mmap, "PROT_READ", 1)
+_PROT_WRITE: int = getattr(mmap, "PROT_WRITE", 2)
+_MAP_PRIVATE: int = getattr(mmap, "MAP_PRIVATE", 2)
+_MAP_ANONYMOUS: int = getattr(mmap, "MAP_ANONYMOUS", 0x20)
+_MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0)
+_MADV_WILLNEED: int = getattr(mmap, "MADV_WILLNEED", 3)
 _MAP_FIXED = 0x10  # the same on Linux and macOS; the mmap module does not name it
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -60,23 +67,23 @@ class PosixPages:
         length = -(-size_bytes // HOST_PAGE_BYTES) * HOST_PAGE_BYTES
         if not self._may_map or not self._can_map(fd, offset):
             return False
-        if self._call(address, length, mmap.PROT_READ, mmap.MAP_PRIVATE | _MAP_FIXED, fd, offset):
+        if self._call(address, length, _PROT_READ, _MAP_PRIVATE | _MAP_FIXED, fd, offset):
             # The kernel may have unmapped the old pages before it failed.
             self.release(address, length)
             return False
-        self._madvise(address, length, getattr(mmap, "MADV_WILLNEED", 3))
+        self._madvise(address, length, _MADV_WILLNEED)
         return True
 
     def release(self, address: int, size_bytes: int) -> None:
         """Replace the range by fresh anonymous pages in one step."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | getattr(mmap, "MAP_NORESERVE", 0)
-        error = self._call(address, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+        error = self._call(address, size_bytes, _PROT_READ | _PROT_WRITE, flags, -1, 0)
         if error:
             raise OSError(error, f"cannot give back guest memory: {os.strerror(error)}")
 
     def _can_map(self, fd: int, offset: int) -> bool:
         """Try a page elsewhere first: some file systems refuse ``mmap``, and it must not fail over guest memory."""
-        at: Any = self._mmap(None, HOST_PAGE_BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, offset)
+        at: Any = self._mmap(None, HOST_PAGE_BYTES, _PROT_READ, _MAP_PRIVATE, fd, offset)
         if at == _MAP_FAILED:
             return False
         self._munmap(at, HOST_PAGE_BYTES)
