@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+import struct as packing
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ class Interface:
         self._is_closed = False
         entries = {field: _entry(f"{name}.{field}") for field in functions}
         n_slots = sum(type_name.startswith(f"{name}.") for type_name in _abi.CALLBACKS)
-        table = array("i", bytes(4 * n_slots))
+        table = [0] * n_slots
         struct = native.struct(name)
         self._ids = []
         for field, callback in entries.items():
@@ -98,7 +98,7 @@ class Interface:
         self.user_data = native.alloc(4 * n_slots)
         """Address of the table of ids, by which the guest names the Python functions."""
         native.write_struct(self.ptr, struct)
-        native.engine.memory.write(self.user_data, table.tobytes())
+        native.engine.memory.write(self.user_data, packing.pack(f"<{n_slots}i", *table))
 
     def close(self) -> None:
         """Forget the Python functions; a guest that still calls one of them traps. Again is fine."""

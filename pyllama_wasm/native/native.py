@@ -106,7 +106,7 @@ class Native:
 
     # -- structs ------------------------------------------------------------------------------------------------------
 
-    def struct(self, name: str, **fields: Any) -> Struct:
+    def struct(self, name: str, /, **fields: Any) -> Struct:
         """Return a zeroed struct with ``fields`` set."""
         value = Struct(name)
         for field, item in fields.items():
@@ -175,7 +175,7 @@ class Native:
         """Make ``func`` callable by the guest as the C function pointer type ``type_name``."""
         return Callback(self, type_name, func)
 
-    def interface(self, name: str, **functions: Callable[..., Any]) -> Interface:
+    def interface(self, name: str, /, **functions: Callable[..., Any]) -> Interface:
         """Implement a C struct of function pointers, such as ``llama_sampler_i``, by functions named as its fields."""
         return Interface(self, name, functions)
 

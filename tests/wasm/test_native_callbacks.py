@@ -15,6 +15,7 @@ from pyllama_wasm.host import Engine
 from pyllama_wasm.native import Native
 
 NOT_REACHED = {
+    "llama_sampler_i.backend_accept": "upstream calls it nowhere yet",
     "mtmd_bitmap_lazy_callback": "called while a prompt is tokenized for a projector",
     "mtmd_helper_post_decode_callback": "called after an image is decoded",
     "mtmd_progress_callback": "called while a projector is loaded",
@@ -30,17 +31,19 @@ REACHED = {
     "llama_model_set_tensor_data_t",
     "llama_opt_param_filter",
     "llama_progress_callback",
-    *SAMPLER_SLOTS,
+    *(set(SAMPLER_SLOTS) - set(NOT_REACHED)),
 }
 
 
-def test_every_callback_type_is_called_here_or_known_to_need_a_projector() -> None:
+def test_every_callback_type_is_called_here_or_known_to_be_out_of_reach() -> None:
     assert set(_abi.CALLBACKS) == REACHED | set(NOT_REACHED)
+    assert not REACHED & set(NOT_REACHED)
 
 
 @pytest.fixture
 def native() -> Iterator[Native]:
-    with Engine(n_threads=1) as engine:
+    # training runs on ggml's default of four threads, whatever the context says
+    with Engine(n_threads=4) as engine:
         yield Native(engine)
 
 
@@ -278,7 +281,6 @@ def test_a_sampler_in_python_takes_part_in_the_graph(native: Native, path: str) 
         assert decode(native, context, 3, 4) == 0
     assert {slot for slot in sampler.called() if slot.startswith("backend_")} == {
         "backend_init",
-        "backend_accept",
         "backend_apply",
         "backend_reset",
         "backend_set_input",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -28,6 +29,16 @@ from pyllama_wasm.native.frame import FRAME_BYTES
 def native() -> Iterator[Native]:
     with Engine(n_threads=1) as engine:
         yield Native(engine)
+
+
+def growth(native: Native, use: Callable[[], None], n: int) -> int:
+    """Return by how many bytes the guest's heap grows in ``n`` more uses."""
+    for _ in range(3):
+        use()
+    before = native.call("pw_heap_bytes") or 0
+    for _ in range(n):
+        use()
+    return (native.call("pw_heap_bytes") or 0) - before
 
 
 # -- arguments and results --------------------------------------------------------------------------------------------
@@ -54,12 +65,15 @@ def test_strings_are_copied_in_and_out(native: Native) -> None:
 
 
 def test_long_strings_do_not_need_the_frame(native: Native) -> None:
-    heap = native.call("pw_heap_bytes")
-    context, text = native.gguf_init_empty(), "é" * FRAME_BYTES
-    native.gguf_set_val_str(context, "key", text)
-    assert native.string(native.gguf_get_val_str(context, native.gguf_find_key(context, "key"))) == text
-    native.gguf_free(context)
-    assert native.call("pw_heap_bytes") == heap
+    text = "é" * FRAME_BYTES
+
+    def use() -> None:
+        context = native.gguf_init_empty()
+        native.gguf_set_val_str(context, "key", text)
+        assert native.string(native.gguf_get_val_str(context, native.gguf_find_key(context, "key"))) == text
+        native.gguf_free(context)
+
+    assert growth(native, use, 400) == 0
 
 
 def test_pointers_are_unsigned(native: Native) -> None:
@@ -164,11 +178,12 @@ def test_arrays_are_copied_in_c_order(native: Native) -> None:
         assert ptr
 
 
-def test_scratch_is_given_back(native: Native) -> None:
-    before = native.call("pw_heap_bytes")
-    with native.scratch(1 << 20):
-        assert (native.call("pw_heap_bytes") or 0) >= (before or 0) + (1 << 20)
-    assert native.call("pw_heap_bytes") == before
+def test_scratch_and_arrays_are_given_back(native: Native) -> None:
+    def use() -> None:
+        with native.scratch(1 << 20), native.array(bytes(1 << 18)):
+            pass
+
+    assert growth(native, use, 50) == 0
 
 
 def test_structs_are_written_and_read_in_place(native: Native) -> None:
@@ -180,27 +195,23 @@ def test_structs_are_written_and_read_in_place(native: Native) -> None:
 
 
 def test_a_taken_string_is_freed(native: Native) -> None:
-    before = native.call("pw_heap_bytes")
-    grammar = native.call("pw_json_schema_to_grammar", '{"type": "boolean"}') or 0
-    assert native.call("pw_heap_bytes") != before
-    assert native.take_string(grammar).startswith("boolean ::=")
-    assert native.call("pw_heap_bytes") == before
+    schema = json.dumps({"enum": ["x" * 4000]})
 
-
-def test_calls_leave_nothing_behind(native: Native) -> None:
     def use() -> None:
-        native.llama_load_mode_from_str("mmap")
-        native.llama_load_mode_from_str("mmap" if False else "none" + "")
-        native.ggml_threadpool_params_default(1)
-        with pytest.raises(RequestError):
-            native.ggml_type_size(-1)
+        grammar = native.call("pw_json_schema_to_grammar", schema) or 0
+        assert native.take_string(grammar).startswith("root ::=")
 
-    use()
-    before, mark = native.call("pw_heap_bytes"), native.frame.mark()
-    for _ in range(50):
-        use()
-    assert native.call("pw_heap_bytes") == before
-    assert native.frame.mark() == mark == (0, 0)
+    assert growth(native, use, 500) == 0
+
+
+def test_a_call_gives_its_frame_back_however_it_ends(native: Native) -> None:
+    native.llama_load_mode_from_str("mmap")
+    native.ggml_threadpool_params_default(1)
+    with pytest.raises(RequestError):
+        native.ggml_type_size(-1)
+    with pytest.raises(GuestException):
+        native.call("pw_json_schema_to_grammar", "{" * (2 * FRAME_BYTES))
+    assert native.frame.mark() == (0, 0)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -283,8 +294,7 @@ def test_calls_from_many_threads_do_not_mix(native: Native) -> None:
 
 
 def test_a_call_costs_little_more_than_the_engine_asks(native: Native) -> None:
-    def best(call: object) -> float:
-        assert callable(call)
+    def best(call: Callable[[], object]) -> float:
         times = []
         for _ in range(5):
             start = time.perf_counter()

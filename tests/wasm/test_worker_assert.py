@@ -70,3 +70,9 @@ def test_a_new_engine_works_at_once_after_an_assert() -> None:
         look_up_rows(Native(engine), [999] * 400, 2)
     with Engine(n_threads=2) as engine:
         assert look_up_rows(Native(engine), [0, 1, 2], 2) == _abi.GGML_STATUS_SUCCESS
+
+
+def test_a_pool_larger_than_the_grant_is_an_error_and_no_hang() -> None:
+    # One worker is granted, three are asked for: they would wait for each other for ever.
+    with Engine(n_threads=1) as engine, pytest.raises(GuestAbortError, match="GGML_ASSERT"):
+        look_up_rows(Native(engine), [0] * 400, 4)

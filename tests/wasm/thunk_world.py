@@ -372,6 +372,7 @@ SPECIAL: dict[str, Callable[[World], tuple[Any, ...]]] = {
     "ggml_backend_tensor_set": lambda w: (w.placed, w.zeros, 0, 32),
     "ggml_get_max_tensor_size": lambda w: (w.bare_ggml,),
     "ggml_get_unary_op": lambda w: (w.unary_tensor(),),
+    "ggml_get_rows": lambda w: (w.ggml, w.tensor, w.native.ggml_new_tensor_1d(w.ggml, _abi.GGML_TYPE_I32, 1)),
     "ggml_graph_compute": lambda w: (w.graph, w.copy_in(bytes(w.native.ggml_graph_plan(w.graph, 1, None)))),
     "ggml_graph_compute_with_ctx": lambda w: (w.ggml, w.graph, 1),
     "ggml_graph_get_tensor": lambda w: (w.tensor_graph(), "t"),

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "pthread_impl.h"
 #include "stdio_impl.h"
@@ -16,6 +17,7 @@
 #define MIN_STACK_BYTES (1u << 20)
 #define ALIGNMENT 64u
 #define RETRY_NS 1000000LL
+#define SPAWN_TIMEOUT_S 10
 
 struct header {
     void *          stack_top;   // read by thread_start.s at offset 0
@@ -145,16 +147,33 @@ static void ring_remove(struct pthread * self) {
     __tl_unlock();
 }
 
-// The host grants a number of threads; spawns beyond it wait here for one to end.
+static volatile int n_ended;
+
+static time_t now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
+// The host grants a number of threads; spawns beyond it wait here for one to end. Threads that wait for each other (a
+// ggml pool larger than the grant) would never end: after a time without any end the creation fails, which ggml and
+// libc++ report, instead of hanging.
 static int spawn(struct header * block) {
     static volatile int never;
-    for (;;) {
+    int    seen  = n_ended;
+    time_t since = now_s();
+    do {
         const int tid = pw_host_thread_spawn(block);
         if (tid != -EAGAIN) {
             return tid;
         }
         pw_wait_slice(&never, 0, RETRY_NS);
-    }
+        if (n_ended != seen) {
+            seen  = n_ended;
+            since = now_s();
+        }
+    } while (now_s() - since <= SPAWN_TIMEOUT_S);
+    return -EAGAIN;
 }
 
 int pthread_create(pthread_t * restrict result, const pthread_attr_t * restrict attributes, void * (*entry)(void *), void * restrict argument) {
@@ -211,6 +230,7 @@ static void end_thread(struct pthread * self) {
     __pthread_tsd_run_dtors();
     struct header * block = (struct header *) self->map_base;
     ring_remove(self);
+    __atomic_fetch_add(&n_ended, 1, __ATOMIC_SEQ_CST);
     if (__atomic_exchange_n(&self->detach_state, DT_EXITED, __ATOMIC_SEQ_CST) == DT_DETACHED) {
         __tl_lock();
         block->next_detached = detached_blocks;
