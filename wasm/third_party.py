@@ -103,7 +103,7 @@ NOTICES = (
         "toolchain",
         "lib/libc/wasi/libc-bottom-half/cloudlibc/LICENSE",
     ),
-    Notice("musl", "MIT", "part of wasi-libc", "toolchain", "lib/libc/wasi/libc-top-half/musl/COPYRIGHT"),
+    Notice("musl", "MIT", "the C library", "toolchain", "lib/libc/musl/COPYRIGHT"),
     Notice("Zig", "MIT", "compiler support routines and string functions", "toolchain", "LICENSE"),
     Notice(
         "dlmalloc",
