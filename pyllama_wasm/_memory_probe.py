@@ -1,0 +1,70 @@
+"""Ask whether a context will fit before llama.cpp tries: some of its allocations assert instead of failing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import OutOfMemoryError
+from .params import ContextParams
+
+if TYPE_CHECKING:
+    from .native import Native
+
+__all__ = ["ModelShape", "context_pieces", "probe_memory"]
+
+_KV_BYTES = {  # per 32 elements
+    "f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18, "iq4_nl": 18,
+}  # fmt: skip
+
+# ggml_backend_sched_new: 30 inputs and copies for each of 8 graph nodes per tensor, a ggml_tensor of 240 bytes each.
+_SCHED_BYTES_PER_TENSOR = 8 * 30 * 2 * 240
+_TENSORS_PER_LAYER = 12
+
+# What decoding allocates as it goes: work buffers, output rows, thread stacks.
+_RESERVE_BYTES = 24 << 20
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes a context's memory depends on; elements of one token and layer for K and V."""
+
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    n_embd_k: int
+    n_embd_v: int
+
+
+def context_pieces(shape: ModelShape, params: ContextParams, n_ctx_train: int) -> list[int]:
+    """Return about how many bytes a context allocates, in the pieces it does so.
+
+    An estimate from below where architectures differ: a too large one would refuse what works.
+    """
+    n_ctx = -(-(params.n_ctx or n_ctx_train) // 256) * 256
+    n_ubatch = min(params.n_ubatch, params.n_batch, n_ctx)
+    n_outputs = min(n_ubatch, params.n_outputs_max or n_ubatch)
+    per_token = shape.n_embd_k * _KV_BYTES[params.type_k] + shape.n_embd_v * _KV_BYTES[params.type_v]
+    return [
+        n_ctx * shape.n_layer * per_token // 32,
+        (shape.n_layer * _TENSORS_PER_LAYER + 8) * _SCHED_BYTES_PER_TENSOR,
+        4 * n_ubatch * (2 * shape.n_ff + 6 * shape.n_embd) + 4 * n_outputs * shape.n_vocab,
+        _RESERVE_BYTES,
+    ]
+
+
+def probe_memory(native: Native, pieces: list[int], operation: str, hint: str) -> None:
+    """Raise ``OutOfMemoryError`` unless the guest can allocate all ``pieces`` at once; on the engine thread."""
+    taken: list[int] = []
+    try:
+        for n_bytes in pieces:
+            ptr = int(native.call("pw_alloc", min(n_bytes, 2**32 - 1)) or 0) & 0xFFFFFFFF
+            if not ptr:
+                needed, limit = sum(pieces) / 2**20, native.engine.memory.max_bytes / 2**20
+                reason = f"it needs about {needed:.0f} MiB, which the sandbox of {limit:.0f} MiB has not left"
+                raise OutOfMemoryError(operation, reason, hint)
+            taken.append(ptr)
+    finally:
+        for ptr in taken:
+            native.free(ptr)
