@@ -1,0 +1,88 @@
+"""The command group: its commands, ``--version``, and how failures end the process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pyllama_wasm import LLAMA_CPP_BUILD, PyllamaError, __version__
+from pyllama_wasm.cli import chat, generate, info, inspect, tokenize
+from pyllama_wasm.cli._terminal import report_error
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class _Commands(TyperGroup):
+    """Turn what a command may end with into an exit code and at most one line on standard error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except PyllamaError as error:
+            report_error(str(error))
+            raise typer.Exit(EXIT_ERROR) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            _drop_stdout()
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except OSError as error:  # the disk that standard output goes to is full, for one
+            _drop_stdout()
+            report_error(f"read or write: {error.strerror or error}")
+            raise typer.Exit(EXIT_ERROR) from error
+        return result
+
+
+def _drop_stdout() -> None:
+    """Point standard output at nothing, so that Python's last flush does not fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+app = typer.Typer(
+    name="pyllama-wasm",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyllama-wasm {__version__} (llama.cpp {LLAMA_CPP_BUILD})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run GGUF language models with llama.cpp inside a WebAssembly sandbox."""
+
+
+app.command()(generate.run)
+app.command()(generate.complete)
+app.command()(chat.chat)
+app.command()(tokenize.tokenize)
+app.command()(inspect.inspect)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Run the command line: the console script ``pyllama-wasm``."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app()

@@ -1,0 +1,146 @@
+"""Command-line options as dataclasses, and the decorator that lets a command take them whole.
+
+Every default is read from the package's parameter classes; none is written here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+
+import typer
+
+from pyllama_wasm import ContextParams, SamplingParams
+
+T = TypeVar("T")
+
+_SAMPLING = SamplingParams()
+_CONTEXT = ContextParams()
+
+
+class LoadMode(str, Enum):
+    """How the model file reaches the sandbox."""
+
+    map = "map"
+    copy = "copy"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and the resources it gets."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", metavar="GGUF", help="Model file.", show_default="the demo model, if installed"),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "-t", min=1, help="Threads.", show_default="one per core"),
+    ] = None
+    ctx_size: Annotated[
+        int, typer.Option("--ctx-size", "-c", min=0, help="Context size in tokens; 0: what the call needs.")
+    ] = _CONTEXT.n_ctx
+    load: Annotated[
+        LoadMode, typer.Option(help="Map the file read-only into the sandbox, or copy it in.", case_sensitive=False)
+    ] = LoadMode.map
+
+
+class Keywords(TypedDict, total=False):
+    """Keyword arguments of ``Model.stream`` and ``Model.chat``; what is absent keeps their own default."""
+
+    sampling: SamplingParams
+    stop: list[str]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How text is generated."""
+
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            min=0,
+            help="Most tokens to generate.",
+            show_default="for complete a few lines, else no limit",
+        ),
+    ] = None
+    temp: Annotated[float, typer.Option("--temp", min=0.0, help="Temperature; 0 always takes the likeliest token.")] = (
+        _SAMPLING.temperature
+    )
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = _SAMPLING.top_k
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens up to this total probability.")
+    ] = _SAMPLING.top_p
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Drop tokens below this share of the likeliest one's probability.")
+    ] = _SAMPLING.min_p
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the random choice.", show_default="a new one")] = None
+    stop: Annotated[list[str], typer.Option(help="End at this text (repeatable).", show_default=False)] = field(
+        default_factory=list
+    )
+    timings: Annotated[bool, typer.Option("--timings", help="Print speeds to standard error at the end.")] = False
+
+    def keywords(self) -> Keywords:
+        """Return the arguments for ``stream`` and ``chat``."""
+        sampling = SamplingParams(
+            temperature=self.temp,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=_SAMPLING.seed if self.seed is None else self.seed,
+        )
+        keywords: Keywords = {"sampling": sampling, "stop": self.stop}
+        if self.max_tokens is not None:
+            keywords["max_tokens"] = self.max_tokens
+        return keywords
+
+
+def with_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Let a command take dataclasses of options: the command line shows one option per field.
+
+    Typer reads a function's signature, so the wrapper gets one in which each dataclass is replaced by its fields.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            groups[parameter.name] = hint
+            parameters += _field_parameters(hint)
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> T:
+        for name, group in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in fields(group)})
+        return command(**values)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _field_parameters(group: type) -> list[inspect.Parameter]:
+    """Return one keyword parameter for each field of a dataclass of options."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=hints[option.name]
+        )
+        for option in fields(group)
+    ]
+
+
+def _default(option: Field[Any]) -> Any:
+    """Return the default value of a dataclass field."""
+    return option.default if option.default_factory is MISSING else option.default_factory()

