@@ -46,7 +46,11 @@ file(GLOB GGML_CPU_SOURCES CONFIGURE_DEPENDS
     ${GGML}/src/ggml-cpu/*.c ${GGML}/src/ggml-cpu/*.cpp ${GGML}/src/ggml-cpu/tiled/*.cpp ${GGML}/src/ggml-cpu/amx/*.cpp
     ${GGML}/src/ggml-cpu/arch/wasm/*.c)
 list(FILTER GGML_CPU_SOURCES EXCLUDE REGEX "/hbm\\.cpp$")
-add_library(ggml_cpu STATIC ${GGML_CPU_SOURCES})
+# Our kernels (wasm/kernels) take the place of upstream's, which keep another name and are dropped by the linker.
+file(GLOB PW_KERNELS CONFIGURE_DEPENDS ${HERE}/kernels/*.c)
+set_source_files_properties(${GGML}/src/ggml-cpu/arch/wasm/quants.c PROPERTIES
+    COMPILE_DEFINITIONS "quantize_row_q8_0=upstream_quantize_row_q8_0;quantize_row_q8_1=upstream_quantize_row_q8_1")
+add_library(ggml_cpu STATIC ${GGML_CPU_SOURCES} ${PW_KERNELS})
 target_compile_options(ggml_cpu PRIVATE ${PW_SAFEPOINT_FUNCTIONS})
 target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK)
 pw_force_include(${GGML}/src/ggml-cpu/ggml-cpu.c ggml-cpu.h)

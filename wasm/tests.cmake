@@ -35,5 +35,6 @@ foreach(name
         test-jinja test-unicode test-batch-alloc test-alloc test-rope test-grammar-integration)
     pw_command_test(${name} ${UPSTREAM_TESTS}/${name}.cpp)
 endforeach()
-# Ours: the guest runtime, from inside.
+# Ours: the guest runtime and the kernels, from inside.
 pw_command_test(runtime-test ${HERE}/selftest/runtime_test.cpp)
+pw_command_test(kernels-test ${HERE}/selftest/kernels_test.cpp)
