@@ -29,8 +29,22 @@ def spawn(engine: Engine, command: int, at: int = SCRATCH) -> int:
     return tid
 
 
+_others: set[threading.Thread] = set()
+"""Guest threads of engines that other tests keep open."""
+
+
+def _all_guest_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("pyllama-guest")}
+
+
+@pytest.fixture(autouse=True)
+def _remember_others() -> None:
+    _others.clear()
+    _others.update(_all_guest_threads())
+
+
 def guest_threads() -> int:
-    return sum(thread.name.startswith("pyllama-guest") for thread in threading.enumerate())
+    return len(_all_guest_threads() - _others)
 
 
 def wait_until_idle() -> None:
