@@ -68,8 +68,9 @@ def main() -> None:
     model = Path(sys.argv[1])
     dumped = {mode: dump("portable", model, mode) for mode in golden.MODES}
     step = dumped["step"]
+    build = json.loads((ROOT / "wasm" / "sources.lock").read_text())["llama.cpp"]["build"]
     header = {
-        "llama_cpp": "b11549, static, GGML_NATIVE=OFF, SSE4.2 AVX AVX2 BMI2 FMA F16C, no OpenMP",
+        "llama_cpp": f"{build}, static, GGML_NATIVE=OFF, SSE4.2 AVX AVX2 BMI2 FMA F16C, no OpenMP",
         "system_info": step["system_info"],
         "compiler": step["compiler"],
         "context": "KV cache f16, flash attention enabled, n_threads 1",
