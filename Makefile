@@ -1,4 +1,4 @@
-# Every target works from a fresh clone with python3 (with venv and pip) and access to PyPI; nothing else is installed.
+# Every target works from a fresh clone with python3 (with venv and pip) and access to PyPI; only `native` needs more.
 # Finished installation steps leave a stamp in the virtual environment, so a second run starts at once.
 
 PYTHON ?= python3

@@ -241,14 +241,15 @@ class Context:
             guest_batch.free()
 
         self._free = free
-        # A context that is dropped without close() is freed by the next one that is created.
-        self._finalizer = weakref.finalize(self, model._discard, free)
+        # A context that is dropped without close() is freed by the next one that is created. Nothing here may refer to
+        # the model: the model's pool refers to its contexts, and neither would ever go.
+        self._finalizer = weakref.finalize(self, model._trash.append, free)
         self._finalizer.atexit = False
 
     def _struct(self) -> Struct:
         """Return ``llama_context_params``; on the engine thread."""
         native, params, engine = self._native, self.params, self.model.engine
-        struct = native.llama_context_default_params()
+        struct: Struct = native.llama_context_default_params()
         for name in _COPIED:
             struct[name] = getattr(params, name)
         for name, prefix in _ENUMS.items():

@@ -53,6 +53,7 @@ class Model(LoadedModel):
         remains of a failed load.
         """
         self._calls: set[Generation[Any]] = set()
+        self._pool = ContextPool(self)
         super().__init__(
             path,
             params=params,
@@ -62,7 +63,11 @@ class Model(LoadedModel):
             memory_limit_bytes=memory_limit_bytes,
             load=load,
         )
-        self._pool = ContextPool(self)
+
+    def close(self) -> None:
+        """End running calls, free the sandbox and all its memory. Doing it twice is fine."""
+        super().close()
+        self._pool.clear()
 
     def context(self, params: ContextParams | None = None, **changes: Any) -> Context:
         """Create a context: ``llama_init_from_model``; ``changes`` are fields of ``ContextParams``."""

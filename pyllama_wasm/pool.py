@@ -80,6 +80,13 @@ class ContextPool:
         """Give a context back; never blocks and calls no guest code."""
         self._returned.put(context)
 
+    def clear(self) -> None:
+        """Forget all contexts of a model that is closed."""
+        with self._lock:
+            self._collect()
+            self._idle.clear()
+            self._n_contexts = 0
+
     def _take(self, n_ctx: int) -> tuple[Context | None, list[Context], bool]:
         """Return the smallest idle context that is large enough, contexts to close, and whether one may be added."""
         with self._lock:

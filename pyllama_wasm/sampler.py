@@ -207,7 +207,7 @@ class Sampler:
 
         self._free = free
         # A sampler that is dropped without close() is freed by the next one that is created.
-        self._finalizer = weakref.finalize(self, self.model._discard, free)
+        self._finalizer = weakref.finalize(self, self.model._trash.append, free)
         self._finalizer.atexit = False
 
     def _add(self, chain: int, sampler: object, remember: bool = False) -> None:

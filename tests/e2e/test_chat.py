@@ -26,7 +26,7 @@ def test_streamed_answer_is_the_same(model: pw.Model) -> None:
     with model.chat(QUESTION, stream=True, temperature=0, max_tokens=64) as stream:
         text = "".join(stream)
     assert text == model.chat(QUESTION, temperature=0, max_tokens=64).text
-    assert stream.completion is not None
+    assert isinstance(stream.completion, pw.ChatCompletion)
     assert stream.completion.message["content"] == text
 
 

@@ -162,7 +162,7 @@ def test_more_tokens_than_the_context_holds_are_refused(context: pw.Context) -> 
 @pytest.mark.parametrize("params", [{"type_v": "q4_0", "flash_attn_type": "disabled"}, {"nonsense": 1}, {"n_ctx": -1}])
 def test_impossible_contexts_are_refused(tiny: pw.Model, params: dict[str, object]) -> None:
     with pytest.raises(pw.RequestError):
-        tiny.context(**params)
+        tiny.context(**params)  # type: ignore[arg-type]
     assert tiny.generate("a", max_tokens=1).usage.completion_tokens == 1
 
 

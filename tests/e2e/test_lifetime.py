@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_forgotten_model_is_freed(tiny_path: Path) -> None:
             break
         threading.Event().wait(0.05)
     assert len(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_nothing_keeps_a_model_alive_that_nobody_refers_to(tiny_path: Path, is_closed: bool) -> None:
+    model = pw.Model(tiny_path, n_threads=1)
+    model.generate("abc", max_tokens=2)
+    next(model.stream("abc"))
+    model.context(n_ctx=256)
+    pw.Sampler(model)
+    watched = weakref.ref(model)
+    if is_closed:
+        model.close()
+    del model
+    gc.collect()
+    assert watched() is None
 
 
 def resident_bytes() -> int:
