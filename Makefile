@@ -19,7 +19,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed $(VENV)/.model ## install, then answer a question with a real model
-	$(BIN)/pyllama-wasm run --temp 0 "What is the capital of France?"
+	$(BIN)/pyllama-wasm run --temp 0 --system "Answer in one sentence." "What is the capital of France?"
 
 test: check pytest ## lint, types and every test that needs no build of the module
 

@@ -6,7 +6,7 @@ import pyllama_wasm as pw
 
 with pw.Model(pw.demo_model()) as model:
     vocab = model.vocab
-    tokens = vocab.tokenize("Two, four, six, eight,")
+    tokens = vocab.tokenize("1, 2, 3, 4, 5,")
     with model.context(n_ctx=128) as context:
         batch = pw.Batch(64)
         batch.add_sequence(tokens)

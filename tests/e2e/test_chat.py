@@ -10,10 +10,11 @@ import pytest
 import pyllama_wasm as pw
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+ASKED = [{"role": "system", "content": "Answer in one sentence."}, *QUESTION]
 
 
 def test_answer_has_message_usage_and_timings(model: pw.Model) -> None:
-    answer = model.chat(QUESTION, temperature=0, max_tokens=64)
+    answer = model.chat(ASKED, temperature=0, max_tokens=64)
     assert "Paris" in answer.text
     assert answer.message == {"role": "assistant", "content": answer.text}
     assert answer.finish_reason == "stop"
@@ -23,9 +24,9 @@ def test_answer_has_message_usage_and_timings(model: pw.Model) -> None:
 
 
 def test_streamed_answer_is_the_same(model: pw.Model) -> None:
-    with model.chat(QUESTION, stream=True, temperature=0, max_tokens=64) as stream:
+    with model.chat(ASKED, stream=True, temperature=0, max_tokens=64) as stream:
         text = "".join(stream)
-    assert text == model.chat(QUESTION, temperature=0, max_tokens=64).text
+    assert text == model.chat(ASKED, temperature=0, max_tokens=64).text
     assert isinstance(stream.completion, pw.ChatCompletion)
     assert stream.completion.message["content"] == text
 
@@ -42,7 +43,7 @@ def test_prompt_is_what_the_models_template_makes(model: pw.Model) -> None:
 
 
 def test_conversation_goes_on(model: pw.Model) -> None:
-    messages = [*QUESTION, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "And of Italy?"}]
+    messages = [*ASKED, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "And of Italy?"}]
     assert "Rome" in model.chat(messages, temperature=0, max_tokens=48).text
 
 
