@@ -96,7 +96,16 @@ def test_installed_wheel_answers_from_an_empty_environment(wheel: Path, tmp_path
     assert Path(where.strip()).is_relative_to(environment)
     answer = run(
         scripts / "pyllama-wasm",
-        *("run", "--model", pw.demo_model(), "--temp", "0", "--system", "Answer in one sentence.", "What is the capital of France?"),
+        *(
+            "run",
+            "--model",
+            pw.demo_model(),
+            "--temp",
+            "0",
+            "--system",
+            "Answer in one sentence.",
+            "What is the capital of France?",
+        ),
         cwd=tmp_path,
     )
     assert "Paris" in answer
