@@ -31,6 +31,8 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 pyllama_wasm
+	$(BIN)/mypy --platform darwin pyllama_wasm
 
 fresh: $(VENV)/.test
 	$(BIN)/python wasm/manifest.py --verify
@@ -46,7 +48,7 @@ format: $(VENV)/.test ## rewrite the code in the house format
 wasm: | $(BIN)/python ## build wasm/llama.wasm from the pinned sources
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh
 
-upstream: $(VENV)/.test ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
+upstream: $(VENV)/.test $(VENV)/.model ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh --check --tests
 	$(BIN)/python wasm/third_party.py --check
 	$(BIN)/python tests/upstream/run.py
