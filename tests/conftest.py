@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,12 @@ class TinyModel:
             add(f"{block}.ffn_down.weight", self.n_embd, self.n_ff)
         add("output_norm.weight", self.n_embd)
         add("output.weight", n_vocab, self.n_embd)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be one: a shell starts background jobs with it ignored, and the tests send it to themselves."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
