@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+
+from ._abi import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 
 if TYPE_CHECKING:
     from .host import Engine
 
-__all__ = ["GuestLog", "LogExcerpt"]
+__all__ = ["LogExcerpt", "RecentLog"]
 
 _N_LINES = 200
 
@@ -54,17 +52,14 @@ class LogExcerpt:
         return any(_OUT_OF_MEMORY.search(line) for line in self.lines)
 
 
-class GuestLog:
-    """Keeps the last warnings and errors of one engine; written on the engine thread.
-
-    All guests log to one logger. Whose line it is tells the thread: a guest's calls run on its engine's thread.
-    """
+class RecentLog:
+    """Keeps the last warnings and errors of one engine."""
 
     def __init__(self, engine: Engine) -> None:
-        """Listen to what is logged on the engine's thread."""
+        """Listen to the engine."""
         self._lines: deque[tuple[int, str]] = deque(maxlen=_N_LINES)
         self._count = 0
-        _listeners[engine.run(threading.get_ident, "listen to the log")] = self
+        engine.add_log_handler(self.add)
 
     def mark(self) -> int:
         """Return the place in the log where a call begins."""
@@ -72,26 +67,13 @@ class GuestLog:
 
     def since(self, mark: int) -> LogExcerpt:
         """Return errors, or warnings when there is no error, that came after ``mark``."""
-        n_new = min(self._count - mark, len(self._lines))
-        new = list(islice(self._lines, len(self._lines) - n_new, None))
-        errors = tuple(text for level, text in new if level >= logging.ERROR)
+        lines = tuple(self._lines)  # guest threads add to it
+        new = lines[max(0, len(lines) - (self._count - mark)) :] if self._count > mark else ()
+        errors = tuple(text for level, text in new if level >= GGML_LOG_LEVEL_ERROR)
         return LogExcerpt(errors or tuple(text for _, text in new))
 
     def add(self, level: int, text: str) -> None:
-        """Take one line."""
-        if text.strip():
+        """Take one line of the guest's log; what is no warning is not kept."""
+        if level >= GGML_LOG_LEVEL_WARN and text.strip():
             self._lines.append((level, text.strip()))
             self._count += 1
-
-
-class _Router(logging.Handler):
-    """Gives each record to the listener of its thread."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        listener = _listeners.get(record.thread or 0)
-        if listener is not None:
-            listener.add(record.levelno, record.getMessage())
-
-
-_listeners: WeakValueDictionary[int, GuestLog] = WeakValueDictionary()
-logging.getLogger("pyllama_wasm.guest").addHandler(_Router(logging.WARNING))

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from . import _abi
 from ._diagnose import check_file, explain_load_failure
-from ._guest_log import GuestLog
+from ._guest_log import RecentLog
 from ._memory_probe import ModelShape
 from .errors import CancelledError, ClosedError, PyllamaError, RequestError
 from .host import Engine
@@ -76,7 +76,16 @@ class LoadedModel:
         memory_limit_bytes: int | None = None,
         load: Literal["map", "copy"] = "map",
     ) -> None:
-        """Load ``path``: ``llama_model_load_from_file``; the arguments are those of ``Model``."""
+        """Load ``path``: ``llama_model_load_from_file``. Of a split model give the first file.
+
+        ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
+        ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
+        the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
+        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included. ``load="copy"`` copies the file in.
+
+        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``; nothing
+        remains of a failed load.
+        """
         began = perf_counter()
         self.path = Path(path)
         self.params = params or ModelParams()
@@ -86,16 +95,20 @@ class LoadedModel:
         self._trash: deque[Callable[[], None]] = deque()
         self._metadata: dict[str, str] | None = None
         self._threads: Threadpool | None = None
+        self._prepare()
         check_file(self.path)
         self.engine = Engine(memory_limit_bytes=memory_limit_bytes, n_threads=_check_threads(n_threads), load=load)
         try:
             self.native = Native(self.engine)
-            self.guest_log = GuestLog(self.engine)
+            self.guest_log = RecentLog(self.engine)
             self._load(progress, memory_limit_bytes)
         except BaseException:
             self.close()
             raise
         self.load_s = perf_counter() - began
+
+    def _prepare(self) -> None:
+        """Set up what a subclass adds; before the load, since a load that fails closes the model."""
 
     @property
     def is_closed(self) -> bool:

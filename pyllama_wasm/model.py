@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, overload
@@ -11,8 +10,8 @@ from .chat import ChatPrompt, ChatRequest
 from .context import Context
 from .errors import GuestException, RequestError, UnsupportedModelError
 from .generate import ChatStream, Generation, GenerationRequest, TextStream, checked_prompt
-from .loaded_model import LoadedModel, Progress
-from .params import DEFAULT_MAX_TOKENS, ContextParams, ModelParams, SamplingParams
+from .loaded_model import LoadedModel
+from .params import DEFAULT_MAX_TOKENS, ContextParams, SamplingParams
 from .pool import ContextPool
 from .text import check_stops
 from .types import ChatCompletion, Completion
@@ -31,43 +30,9 @@ class Model(LoadedModel):
     model with ``close`` or ``with``; its contexts and samplers are closed with it.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        params: ModelParams | None = None,
-        context_params: ContextParams | None = None,
-        progress: Progress | None = None,
-        n_threads: int | None = None,
-        memory_limit_bytes: int | None = None,
-        load: Literal["map", "copy"] = "map",
-    ) -> None:
-        """Load ``path``: ``llama_model_load_from_file``. Of a split model give the first file.
-
-        ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
-        ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
-        the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
-        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included. ``load="copy"`` copies the file in.
-
-        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``; nothing
-        remains of a failed load.
-        """
+    def _prepare(self) -> None:
         self._calls: set[Generation[Any]] = set()
         self._pool = ContextPool(self)
-        super().__init__(
-            path,
-            params=params,
-            context_params=context_params,
-            progress=progress,
-            n_threads=n_threads,
-            memory_limit_bytes=memory_limit_bytes,
-            load=load,
-        )
-
-    def close(self) -> None:
-        """End running calls, free the sandbox and all its memory. Doing it twice is fine."""
-        super().close()
-        self._pool.clear()
 
     def context(self, params: ContextParams | None = None, **changes: Any) -> Context:
         """Create a context: ``llama_init_from_model``; ``changes`` are fields of ``ContextParams``."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
 import pytest
 
-from pyllama_wasm._guest_log import GuestLog, LogExcerpt
+from pyllama_wasm._abi import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_INFO, GGML_LOG_LEVEL_WARN
+from pyllama_wasm._guest_log import LogExcerpt, RecentLog
 
 
 class FakeEngine:
-    """Runs jobs at once, on the test's thread."""
+    """Passes log lines on by hand."""
 
-    @staticmethod
-    def run(job, operation):  # type: ignore[no-untyped-def]
-        return job()
+    def __init__(self) -> None:
+        self.handlers: list[Callable[[int, str], None]] = []
+
+    def add_log_handler(self, handler: Callable[[int, str], None]) -> None:
+        self.handlers.append(handler)
 
 
 def test_reason_is_the_last_line_that_says_something() -> None:
@@ -51,14 +54,25 @@ def test_no_line_means_the_default() -> None:
     assert LogExcerpt(()).reason("unknown") == "unknown"
 
 
-def test_lines_of_this_thread_are_collected_and_errors_preferred() -> None:
-    log = GuestLog(FakeEngine())  # type: ignore[arg-type]
-    logger = logging.getLogger("pyllama_wasm.guest")
-    logger.error("f: old")
+def test_warnings_are_collected_and_errors_preferred() -> None:
+    engine = FakeEngine()
+    log = RecentLog(engine)  # type: ignore[arg-type]
+    (say,) = engine.handlers
+    say(GGML_LOG_LEVEL_ERROR, "f: old")
     mark = log.mark()
-    logger.warning("f: warned")
+    say(GGML_LOG_LEVEL_WARN, "f: warned")
     assert log.since(mark).lines == ("f: warned",)
-    logger.error("f: failed")
-    logger.info("f: chatter")
+    say(GGML_LOG_LEVEL_ERROR, "f: failed")
+    say(GGML_LOG_LEVEL_INFO, "f: chatter")
     assert log.since(mark).lines == ("f: failed",)
     assert log.since(log.mark()).lines == ()
+
+
+def test_a_flood_keeps_the_newest_lines() -> None:
+    engine = FakeEngine()
+    log = RecentLog(engine)  # type: ignore[arg-type]
+    for i in range(1000):
+        log.add(GGML_LOG_LEVEL_WARN, f"f: {i}")
+    assert log.since(0).lines[-1] == "f: 999"
+    assert len(log.since(0).lines) == 200
+    assert log.since(998).lines == ("f: 998", "f: 999")
