@@ -51,6 +51,7 @@ wasm: | $(BIN)/python ## build wasm/llama.wasm from the pinned sources
 upstream: $(VENV)/.test $(VENV)/.model ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh --check --tests
 	$(BIN)/python wasm/third_party.py --check
+	$(BIN)/python -m pytest -q tests/unit/test_abi_header.py tests/unit/test_abi_tables.py
 	$(BIN)/python tests/upstream/run.py
 
 native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources, to compare with (needs a C++ compiler)
