@@ -108,11 +108,11 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
 
     Typer reads a function's signature, so the wrapper gets one in which each dataclass is replaced by its fields.
     """
-    hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
+    # Not get_type_hints: Python 3.10's wraps the hint of a parameter that defaults to None, and Typer's part is lost.
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        hint = parameter.annotation
         if is_dataclass(hint) and isinstance(hint, type):
             groups[parameter.name] = hint
             parameters += _field_parameters(hint)
