@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -70,11 +69,10 @@ class ContextPool:
                     if not self._make_room():
                         raise
                     continue
-            try:
-                context = self._returned.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            self._returned.put(context)
+            returned = self._wait_returned()
+            if returned is not None and returned.n_ctx >= n_ctx:
+                return returned
+            self._keep(returned)
 
     def release(self, context: Context) -> None:
         """Give a context back; never blocks and calls no guest code."""
@@ -131,9 +129,24 @@ class ContextPool:
             return True
         if not n_left:
             return False
-        with contextlib.suppress(queue.Empty):
-            self._returned.put(self._returned.get(timeout=_POLL_S))
+        self._keep(self._wait_returned())
         return True
+
+    def _wait_returned(self) -> Context | None:
+        """Wait a little for a context that somebody gives back.
+
+        Who gets one uses or keeps it: handing it on would have all waiting threads wake each other without end.
+        """
+        try:
+            return self._returned.get(timeout=_POLL_S)
+        except queue.Empty:
+            return None
+
+    def _keep(self, context: Context | None) -> None:
+        """Count a context that does not fit this call among the idle ones."""
+        if context is not None:
+            with self._lock:
+                self._idle.append(context)
 
     def _collect(self) -> None:
         """Move what was given back to the idle ones; under the lock."""
