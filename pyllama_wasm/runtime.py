@@ -59,7 +59,7 @@ def _module(wasm: Path) -> dict[str, Any]:
 
 def _cache() -> dict[str, Any]:
     """Describe the folder of compiled code; ``folder`` is None when it cannot be used."""
-    folder = CodeCache()._folder
+    folder = CodeCache().folder
     sizes = [file.stat().st_size for file in folder.glob("*.cwasm")] if folder is not None else []
     return {"folder": str(folder) if folder is not None else None, "n_files": len(sizes), "size_bytes": sum(sizes)}
 

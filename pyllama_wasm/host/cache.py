@@ -51,13 +51,14 @@ class CodeCache:
         """Find or make the folder: ``PYLLAMA_WASM_CACHE``, else the user's cache folder."""
         configured = os.environ.get(ENVIRONMENT_VARIABLE)
         path = Path(configured) if configured else Path(platformdirs.user_cache_dir("pyllama_wasm", appauthor=False))
-        self._folder: Path | None = path
+        self.folder: Path | None = path
+        """Where the code is kept; None when that folder cannot be used."""
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_ours(path, stat.S_ISDIR)
         except OSError as error:
             logger.warning("compiled code is not cached in %s: %s", path, error)
-            self._folder = None
+            self.folder = None
 
     def load(self, engine: wasmtime.Engine, key: str) -> wasmtime.Module | None:
         """Return the module of that key, or None when there is none that can be used; a damaged file is removed."""
@@ -77,27 +78,27 @@ class CodeCache:
 
     def save(self, key: str, code: bytes | bytearray) -> None:
         """Store the machine code in one step, and drop what has not been used for longest."""
-        if self._folder is None:
+        if self.folder is None:
             return
         try:
-            fd, temporary = tempfile.mkstemp(prefix="new-", suffix=".tmp", dir=self._folder)  # mode 0600
+            fd, temporary = tempfile.mkstemp(prefix="new-", suffix=".tmp", dir=self.folder)  # mode 0600
             try:
                 with os.fdopen(fd, "wb") as file:
                     file.write(code)
-                os.replace(temporary, self._folder / f"{key}-{hashlib.sha256(code).hexdigest()}.cwasm")
+                os.replace(temporary, self.folder / f"{key}-{hashlib.sha256(code).hexdigest()}.cwasm")
             except BaseException:
                 _remove(Path(temporary))
                 raise
             self._prune()
         except OSError as error:
-            logger.warning("compiled code is not cached in %s: %s", self._folder, error)
+            logger.warning("compiled code is not cached in %s: %s", self.folder, error)
 
     def _files(self, key: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{key}-*.cwasm")) if self._folder is not None else []
+        return sorted(self.folder.glob(f"{key}-*.cwasm")) if self.folder is not None else []
 
     def _prune(self) -> None:
-        assert self._folder is not None
-        files = sorted(self._folder.glob("*.cwasm"), key=lambda file: file.stat().st_mtime, reverse=True)
+        assert self.folder is not None
+        files = sorted(self.folder.glob("*.cwasm"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[_KEEP:]:
             _remove(file)
 

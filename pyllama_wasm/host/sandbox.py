@@ -49,7 +49,7 @@ class Sandbox:
             descriptors = Descriptors(self.files)
             mapping = FileMapping(self.memory, pages)
             calls = HostCalls(self.memory, mapping, descriptors, self.workers, self.callbacks, self.log, self.failures)
-            wasi = Wasi(self.memory, descriptors, self.log, self.failures)
+            wasi = Wasi(self.memory, descriptors, self.log)
             self._linked = LinkedModule(module.engine, module.module, shared, calls, wasi)
         except BaseException:
             self.memory.close(self._discard)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from .descriptors import PREOPEN, Descriptors, OpenFile
-from .failure import Failures
 from .log import GuestLog
 from .memory import Memory
 from .wasi_errno import Errno, WasiError
@@ -45,9 +44,9 @@ _CLOCKS: dict[int, Callable[[], int]] = {
 class Wasi:
     """The calls of one sandbox; every public method is one import and returns 0, or raises ``WasiError``."""
 
-    def __init__(self, memory: Memory, descriptors: Descriptors, log: GuestLog, failures: Failures) -> None:
+    def __init__(self, memory: Memory, descriptors: Descriptors, log: GuestLog) -> None:
         """Answer from these; nothing else of the host is reachable."""
-        self._memory, self._descriptors, self._log, self._failures = memory, descriptors, log, failures
+        self._memory, self._descriptors, self._log = memory, descriptors, log
 
     # -- clock and random ---------------------------------------------------------------------------------------------
 
@@ -88,17 +87,6 @@ class Wasi:
         """Accept and ignore: no flag means anything for these files."""
         if fd > PREOPEN:
             self._descriptors.get(fd)
-        return 0
-
-    def _filestat(self, fd: int, out: int) -> int:
-        """Write kind and size; inode numbers are ours and times are zero, so nothing of the host's disk shows."""
-        if fd < PREOPEN:
-            stat = _FILESTAT.pack(0, fd, _FILETYPE_CHARACTER_DEVICE, 1, 0, 0, 0, 0)
-        elif fd == PREOPEN:
-            stat = _FILESTAT.pack(0, fd, _FILETYPE_DIRECTORY, 1, 0, 0, 0, 0)
-        else:
-            stat = _regular_stat(self._descriptors.get(fd).inode, self._descriptors.get(fd).file.size_bytes())
-        self._memory.write(out, stat)
         return 0
 
     def fd_prestat_get(self, fd: int, out: int) -> int:
@@ -217,7 +205,9 @@ class Wasi:
         """Write kind and size of a granted file."""
         opened = self._descriptors.open(self._path(fd, path, path_size), is_writable=False)
         try:
-            return self._filestat(opened, out)
+            found = self._descriptors.get(opened)
+            self._memory.write(out, _regular_stat(found.inode, found.file.size_bytes()))
+            return 0
         finally:
             self._descriptors.close(opened)
 

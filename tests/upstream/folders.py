@@ -16,7 +16,6 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from pyllama_wasm.host.descriptors import OpenFile
-from pyllama_wasm.host.failure import Failures
 from pyllama_wasm.host.ffi import GuestTrap
 from pyllama_wasm.host.files import GrantedFile
 from pyllama_wasm.host.log import GuestLog
@@ -25,7 +24,7 @@ from pyllama_wasm.host.wasi import Wasi
 from pyllama_wasm.host.wasi_errno import Errno, WasiError
 
 FIRST_PREOPEN = 3
-REGULAR, DIRECTORY = 4, 3
+CHARACTER_DEVICE, DIRECTORY, REGULAR = 2, 3, 4
 CREATE, ONLY_DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8
 APPEND = 1
 RIGHT_WRITE = 1 << 6
@@ -118,12 +117,10 @@ class FolderDescriptors:
 class FolderWasi(Wasi):
     """The WASI calls of one program; every public method is one import."""
 
-    def __init__(
-        self, memory: Memory, log: GuestLog, failures: Failures, folders: Sequence[Folder], argv: Sequence[str]
-    ) -> None:
+    def __init__(self, memory: Memory, log: GuestLog, folders: Sequence[Folder], argv: Sequence[str]) -> None:
         self.table = FolderDescriptors(folders)
         # Only get() is called by what is inherited, and it answers alike.
-        super().__init__(memory, self.table, log, failures)  # type: ignore[arg-type]
+        super().__init__(memory, self.table, log)  # type: ignore[arg-type]
         self._argv = [argument.encode() + b"\0" for argument in argv]
         self.exit_code: int | None = None
 
@@ -199,7 +196,8 @@ class FolderWasi(Wasi):
     def fd_filestat_get(self, fd: int, out: int) -> int:
         """Write kind and size."""
         if fd < FIRST_PREOPEN:
-            return self._filestat(fd, out)
+            self._memory.write(out, _FILESTAT.pack(0, fd, CHARACTER_DEVICE, 1, 0, 0, 0, 0))
+            return 0
         if self.table.is_folder(fd):
             opened = self.table.folder(fd)
             return self._write_stat(opened.folder.resolve(opened.relative).stat(), out)

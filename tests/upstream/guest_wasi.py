@@ -93,7 +93,7 @@ class Program:
         self._memory = Memory(SharedMemory(engine, limits.min, min(limits.max or MAX_PAGES, MAX_PAGES)))
         self._failures, self._output, self._stop = Failures(), Output(), Flag()
         self._workers = Workers(_WORKER_LIMIT, self._run_worker)
-        self._wasi = FolderWasi(self._memory, self._output, self._failures, grants.folders, argv)
+        self._wasi = FolderWasi(self._memory, self._output, grants.folders, argv)
         self._calls = HostCalls(
             self._memory,
             FileMapping(self._memory, self._pages),
