@@ -27,6 +27,7 @@ even_path() {
     [ -O "$link" ] || { echo "$link belongs to somebody else" >&2; exit 1; }
     ln -sfn "$1" "$link/root"
     ln -sfn "$repo/wasm" "$link/wasm"
+    ln -sfn "$repo/tests" "$link/tests"
     echo "$link"
 }
 
