@@ -52,15 +52,19 @@ set_source_files_properties(${GGML}/src/ggml-cpu/arch/wasm/quants.c PROPERTIES
     COMPILE_DEFINITIONS "quantize_row_q8_0=upstream_quantize_row_q8_0;quantize_row_q8_1=upstream_quantize_row_q8_1")
 add_library(ggml_cpu STATIC ${GGML_CPU_SOURCES} ${PW_KERNELS})
 target_compile_options(ggml_cpu PRIVATE ${PW_SAFEPOINT_FUNCTIONS})
-target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK)
+set_source_files_properties(${GGML}/src/ggml-cpu/ops.cpp PROPERTIES
+    COMPILE_DEFINITIONS "ggml_compute_forward_flash_attn_ext=upstream_flash_attn_ext")
+# GGML_USE_LLAMAFILE: ggml offers every matrix product to llamafile_sgemm first, which is ours (kernels/matmul.c).
+target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK GGML_USE_LLAMAFILE)
+target_compile_options(ggml_cpu PRIVATE "SHELL:-include ${HERE}/sysroot/forced/ggml-simd.h")
 pw_force_include(${GGML}/src/ggml-cpu/ggml-cpu.c ggml-cpu.h)
 
 foreach(library ggml_base ggml_cpu)
     target_include_directories(${library} PRIVATE ${GGML}/src ${GGML}/src/ggml-cpu)
     target_link_libraries(${library} PRIVATE pw_llama_headers)
 endforeach()
-# Quantisation's inner loops are compute code.
-set_source_files_properties(${GGML}/src/ggml-quants.c PROPERTIES COMPILE_OPTIONS "-fno-sanitize-coverage=edge,trace-pc;${PW_SAFEPOINT_FUNCTIONS}")
+# Quantisation's inner loops are compute code. Not contracted to fused operations: files must be those native writes.
+set_source_files_properties(${GGML}/src/ggml-quants.c PROPERTIES COMPILE_OPTIONS "-ffp-contract=off;-fno-sanitize-coverage=edge,trace-pc;${PW_SAFEPOINT_FUNCTIONS}")
 
 # --- libllama: assertions stay on where files are read --------------------------------------------------------------
 file(GLOB LLAMA_SOURCES CONFIGURE_DEPENDS ${LLAMA_CPP}/src/*.cpp)

@@ -38,3 +38,4 @@ endforeach()
 # Ours: the guest runtime and the kernels, from inside.
 pw_command_test(runtime-test ${HERE}/selftest/runtime_test.cpp)
 pw_command_test(kernels-test ${HERE}/selftest/kernels_test.cpp)
+target_include_directories(kernels-test PRIVATE ${GGML}/src/ggml-cpu)

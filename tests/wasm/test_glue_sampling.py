@@ -73,3 +73,13 @@ def test_chain_that_selects_nothing_answers_minus_one(native: Native, context: p
     chain = int(native.llama_sampler_chain_init(native.llama_sampler_chain_default_params()))
     assert native.call("pw_sampler_sample", chain, 0, context._ptr, 2) == 0xFFFFFFFF  # LLAMA_TOKEN_NULL
     native.llama_sampler_free(chain)
+
+
+def test_grammar_that_no_token_satisfies_answers_minus_one(
+    native: Native, model: pw.Model, context: pw.Context
+) -> None:
+    chain = greedy_chain(native)
+    grammar = int(native.llama_sampler_init_grammar(model._vocab_ptr, "root ::= <[9999999]>", "root"))
+    assert native.call("pw_sampler_sample", chain, grammar, context._ptr, 2) == 0xFFFFFFFF
+    native.llama_sampler_free(grammar)
+    native.llama_sampler_free(chain)

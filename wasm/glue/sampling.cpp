@@ -3,7 +3,9 @@
 
 #include "llama.h"
 
+#include <cfloat>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 struct pw_sampler_request {
@@ -12,16 +14,32 @@ struct pw_sampler_request {
     int32_t         idx;      // of the output in the last batch, as in llama_get_logits_ith
 };
 
-// Let the chain, behind `filter` where there is one, choose from all tokens; -1 when it leaves none.
+// Whether there is anything to choose from: a grammar may have refused every token. The samplers that draw assert it.
+static bool has_choice(const llama_token_data_array & candidates) {
+    for (size_t i = 0; i < candidates.size; i++) {
+        if (candidates.data[i].logit > -INFINITY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Let the chain, behind `filter` where there is one, choose from all tokens; -1 when nothing is left.
 static llama_token choose(llama_sampler * chain, llama_sampler * filter, const float * logits, int32_t n_vocab) {
     static std::vector<llama_token_data> candidates;  // only the engine's own thread samples
     candidates.resize(n_vocab);
     for (int32_t id = 0; id < n_vocab; id++) {
+        if (!(logits[id] <= FLT_MAX)) {  // NaN too
+            throw std::runtime_error("the model's logits are not numbers");
+        }
         candidates[id] = {id, logits[id], 0.0f};
     }
     llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
     if (filter) {
         llama_sampler_apply(filter, &array);
+    }
+    if (!has_choice(array)) {
+        return LLAMA_TOKEN_NULL;
     }
     llama_sampler_apply(chain, &array);
     return array.selected >= 0 && (size_t) array.selected < array.size ? array.data[array.selected].id : LLAMA_TOKEN_NULL;

@@ -8,11 +8,14 @@
 __attribute__((used, visibility("default"))) volatile int32_t pw_stop;
 __attribute__((used, visibility("default"))) volatile int32_t pw_cancel;
 
+static _Thread_local int spins;  // of the wait that is going on; 0: none is
+
 // clang calls this on every edge of control code and on every function entry of ggml (-fsanitize-coverage=trace-pc).
 __attribute__((used)) void __sanitizer_cov_trace_pc(void) {
     if (__builtin_expect(pw_stop, 0)) {
         __builtin_trap();
     }
+    spins = 0;
 }
 
 void pw_safepoint(void) {
@@ -63,15 +66,23 @@ __attribute__((noreturn)) void __pw_abort_format(const char * format, va_list ar
     pw_die(text);
 }
 
-// The barrier of ggml spins here. There is no pause instruction in wasm: after a short spin give the core away, because
-// on few cores the thread waited for may need it.
-#define SPINS_BEFORE_YIELD 20000
+// The barrier of ggml spins here. There is no pause instruction in wasm, and giving the core away costs some 50 us, several times
+// what one of ggml's operations takes on a small model: so spin first. Where the core is what the others wait for, because there
+// are more threads than cores, every spin is lost: who has had to give it away spins half as long the next time, and a little
+// longer again with every wait that was short.
+#define MOST_SPINS   200000
+#define FEWEST_SPINS 10000
+
 void pw_relax(void) {
-    static _Thread_local int spins;
+    static _Thread_local int limit = MOST_SPINS;
+    static volatile int      never;
     pw_safepoint();
-    if (++spins >= SPINS_BEFORE_YIELD) {
-        static volatile int never;
-        spins = 0;
+    if (spins++ == 0 && limit < MOST_SPINS) {
+        limit += limit / 4;
+    }
+    if (spins >= limit) {
+        limit = limit / 2 > FEWEST_SPINS ? limit / 2 : FEWEST_SPINS;
+        spins = 1;
         pw_wait_slice(&never, 0, 1000);
     }
 }

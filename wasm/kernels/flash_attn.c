@@ -1,0 +1,492 @@
+// Flash attention (https://arxiv.org/abs/2205.14135): softmax(Q K^T * scale + mask) V over tiles of the KV cache, for all query
+// heads that share a KV head at once, so that a tile is converted to f32 once for all of them. Everything is computed in f32.
+//
+//   q  (DK, n_tokens, n_head, n_batch) f32      k, v  (DK or DV, n_kv, n_head_kv, n_batch)      mask  (n_kv, n_tokens, ..) f16
+//   dst (DV, n_head, n_tokens, n_batch) f32
+//
+// A row is one query: row i of a KV head is token i / n_group, head i % n_group of its group. The keys are taken in parts of
+// PART_KV, whose results (largest score, sum, output) are put together in order, so that a row comes out the same whatever
+// the number of threads and whoever else is in the batch. With few rows the threads share the parts, else the rows.
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "ggml.h"
+#include "common.h"
+#include "ops.h"
+#include "simd-mappings.h"
+#include "rows.h"
+
+#include <math.h>
+#include <string.h>
+
+void upstream_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+#define TILE_ROWS 32
+#define TILE_KV   64
+#define PART_KV   (2 * TILE_KV)
+
+typedef struct {
+    const struct ggml_compute_params * params;
+    struct ggml_tensor *               dst;
+    const struct ggml_tensor *         q, *k, *v, *mask, *sinks;
+    int64_t                            dk, dv, n_tokens, n_kv, n_head, n_group, n_head_kv, n_batch;
+    int64_t                            n_rows;   // per KV head: n_tokens * n_group
+    float                              scale, max_bias, softcap;
+} problem;
+
+// What one thread works with; all in ggml's work buffer.
+typedef struct {
+    float * q;       // [TILE_ROWS][dk], scaled
+    float * k;       // [TILE_KV][dk]
+    float * v;       // [TILE_KV][dv]
+    float * scores;  // [TILE_ROWS][TILE_KV]
+    float * out;     // [TILE_ROWS][dv]
+    float * largest; // [TILE_ROWS]
+    float * sum;     // [TILE_ROWS]
+    float * total;   // [TILE_ROWS] results of the parts so far
+} scratch;
+
+// The result of one row over some of the keys: {largest score, sum of the weights, output[dv]}, the output not yet divided.
+static inline size_t result_floats(const problem * p) {
+    return (size_t) (2 + p->dv);
+}
+
+static size_t scratch_floats(const problem * p) {
+    return (size_t) (TILE_ROWS * p->dk + TILE_KV * (p->dk + p->dv) + TILE_ROWS * (TILE_KV + p->dv + 2)) + TILE_ROWS * result_floats(p);
+}
+
+static scratch scratch_at(const problem * p, float * at) {
+    scratch s;
+    s.q       = at;
+    s.k       = s.q + TILE_ROWS * p->dk;
+    s.v       = s.k + TILE_KV * p->dk;
+    s.scores  = s.v + TILE_KV * p->dv;
+    s.out     = s.scores + TILE_ROWS * TILE_KV;
+    s.largest = s.out + TILE_ROWS * p->dv;
+    s.sum     = s.largest + TILE_ROWS;
+    s.total   = s.sum + TILE_ROWS;
+    return s;
+}
+
+// exp(x) for x <= 0, to about one part in ten million: 2^n times a polynomial of what is left; 0 below -87.
+static inline v128_t exp_of_negative(v128_t x) {
+    const v128_t n = wasm_f32x4_nearest(wasm_f32x4_mul(x, wasm_f32x4_splat(1.44269504f)));
+    v128_t       r = wasm_f32x4_relaxed_nmadd(n, wasm_f32x4_splat(0.693145752f), x);
+    r              = wasm_f32x4_relaxed_nmadd(n, wasm_f32x4_splat(1.42860677e-6f), r);
+    v128_t y       = wasm_f32x4_splat(1.0f / 720.0f);
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 120.0f));
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 24.0f));
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 6.0f));
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(0.5f));
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f));
+    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f));
+    // n >= -126: the exponent can be added to
+    const v128_t power = wasm_i32x4_shl(wasm_i32x4_relaxed_trunc_f32x4(n), 23);
+    return wasm_v128_and(wasm_i32x4_add(y, power), wasm_f32x4_gt(x, wasm_f32x4_splat(-87.0f)));
+}
+
+static inline float sum_lanes(v128_t v) {
+    v = wasm_f32x4_add(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
+    return wasm_f32x4_extract_lane(v, 0) + wasm_f32x4_extract_lane(v, 1);
+}
+
+static inline v128_t sum_each_f32(v128_t a, v128_t b, v128_t c, v128_t d) {
+    const v128_t ab = wasm_f32x4_add(wasm_i32x4_shuffle(a, b, 0, 2, 4, 6), wasm_i32x4_shuffle(a, b, 1, 3, 5, 7));
+    const v128_t cd = wasm_f32x4_add(wasm_i32x4_shuffle(c, d, 0, 2, 4, 6), wasm_i32x4_shuffle(c, d, 1, 3, 5, 7));
+    return wasm_f32x4_add(wasm_i32x4_shuffle(ab, cd, 0, 2, 4, 6), wasm_i32x4_shuffle(ab, cd, 1, 3, 5, 7));
+}
+
+// n rows of a cache, starting at `first`, as f32.
+static void expand_rows(const struct ggml_tensor * t, int64_t head, int64_t batch, int64_t first, int64_t n, float * out) {
+    const char *    base  = (const char *) t->data + head * t->nb[2] + batch * t->nb[3];
+    const int64_t   width = t->ne[0];
+    ggml_to_float_t to_float = ggml_get_type_traits(t->type)->to_float;
+    for (int64_t i = 0; i < n; i++, out += width) {
+        const char * row = base + (first + i) * t->nb[1];
+        if (t->type == GGML_TYPE_F16) {
+            int64_t d = 0;
+            for (; d + 8 <= width; d += 8) {
+                v128_t low, high;
+                f16x8_load(row + 2 * d, &low, &high);
+                wasm_v128_store(out + d, low);
+                wasm_v128_store(out + d + 4, high);
+            }
+            for (; d < width; d += 4) {
+                wasm_v128_store(out + d, f16x4_load(row + 2 * d));
+            }
+        } else if (t->type == GGML_TYPE_F32) {
+            memcpy(out, row, (size_t) width * sizeof(float));
+        } else {
+            to_float(row, out, width);
+        }
+    }
+}
+
+static float slope_of(const problem * p, int64_t head) {
+    if (p->max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    const int   n  = 1 << (int) floorf(log2f((float) p->n_head));
+    const float m0 = powf(2.0f, -p->max_bias / n), m1 = powf(2.0f, -p->max_bias / 2.0f / n);
+    return head < n ? powf(m0, (float) head + 1) : powf(m1, (float) (2 * (head - n) + 1));
+}
+
+static const ggml_fp16_t * mask_row(const problem * p, int64_t token, int64_t head, int64_t batch) {
+    const struct ggml_tensor * m = p->mask;
+    return (const ggml_fp16_t *) ((const char *) m->data + token * m->nb[1] + head % m->ne[2] * m->nb[2] + batch % m->ne[3] * m->nb[3]);
+}
+
+static inline bool is_masked(ggml_fp16_t value) {
+    return value == 0xfc00;
+}
+
+// Two rows at a time, or one row as both: both then compute and store the same.
+
+// Scores of two queries against four keys at a time; n is a multiple of four.
+static void score_rows(const float * q0, const float * q1, const float * k, int64_t dk, int64_t n, float * s0, float * s1) {
+    for (int64_t c = 0; c < n; c += 4, k += 4 * dk) {
+        v128_t a[4], b[4];
+        for (int j = 0; j < 4; j++) {
+            a[j] = b[j] = wasm_f32x4_splat(0.0f);
+        }
+        for (int64_t d = 0; d < dk; d += 4) {
+            const v128_t x = wasm_v128_load(q0 + d), y = wasm_v128_load(q1 + d);
+            for (int j = 0; j < 4; j++) {
+                const v128_t key = wasm_v128_load(k + j * dk + d);
+                a[j] = wasm_f32x4_relaxed_madd(x, key, a[j]);
+                b[j] = wasm_f32x4_relaxed_madd(y, key, b[j]);
+            }
+        }
+        wasm_v128_store(s0 + c, sum_each_f32(a[0], a[1], a[2], a[3]));
+        wasm_v128_store(s1 + c, sum_each_f32(b[0], b[1], b[2], b[3]));
+    }
+}
+
+// out0 += p0 V and out1 += p1 V over n rows of V; 16 columns at a time.
+static void add_values(const float * p0, const float * p1, const float * v, int64_t dv, int64_t n, float * out0, float * out1) {
+    int64_t d = 0;
+    for (; d + 16 <= dv; d += 16) {
+        v128_t a[4], b[4];
+        for (int j = 0; j < 4; j++) {
+            a[j] = wasm_v128_load(out0 + d + 4 * j);
+            b[j] = wasm_v128_load(out1 + d + 4 * j);
+        }
+        for (int64_t c = 0; c < n; c++) {
+            const v128_t x = wasm_v128_load32_splat(p0 + c), y = wasm_v128_load32_splat(p1 + c);
+            for (int j = 0; j < 4; j++) {
+                const v128_t value = wasm_v128_load(v + c * dv + d + 4 * j);
+                a[j] = wasm_f32x4_relaxed_madd(x, value, a[j]);
+                b[j] = wasm_f32x4_relaxed_madd(y, value, b[j]);
+            }
+        }
+        for (int j = 0; j < 4; j++) {
+            wasm_v128_store(out0 + d + 4 * j, a[j]);
+            wasm_v128_store(out1 + d + 4 * j, b[j]);
+        }
+    }
+    for (; d < dv; d += 4) {
+        v128_t a = wasm_v128_load(out0 + d), b = wasm_v128_load(out1 + d);
+        for (int64_t c = 0; c < n; c++) {
+            const v128_t value = wasm_v128_load(v + c * dv + d);
+            a = wasm_f32x4_relaxed_madd(wasm_v128_load32_splat(p0 + c), value, a);
+            b = wasm_f32x4_relaxed_madd(wasm_v128_load32_splat(p1 + c), value, b);
+        }
+        wasm_v128_store(out0 + d, a);
+        wasm_v128_store(out1 + d, b);
+    }
+}
+
+// Scores to weights: mask added, largest score kept, output so far brought to the new largest.
+static void soften_row(const problem * p, scratch * s, int64_t row, const ggml_fp16_t * mask, float slope, int64_t n) {
+    float * scores = s->scores + row * TILE_KV;
+    v128_t  best   = wasm_f32x4_splat(-INFINITY);
+    for (int64_t c = 0; c < n; c++) {
+        if (p->softcap != 0.0f) {
+            scores[c] = p->softcap * tanhf(scores[c]);
+        }
+        if (mask) {
+            scores[c] += slope * GGML_CPU_FP16_TO_FP32(mask[c]);
+        }
+    }
+    for (int64_t c = n; c < (n + 3) / 4 * 4; c++) {
+        scores[c] = -INFINITY;
+    }
+    for (int64_t c = 0; c < n; c += 4) {
+        best = wasm_f32x4_pmax(best, wasm_v128_load(scores + c));
+    }
+    float largest = s->largest[row];
+    best          = wasm_f32x4_pmax(best, wasm_i32x4_shuffle(best, best, 2, 3, 0, 1));
+    largest       = fmaxf(largest, fmaxf(wasm_f32x4_extract_lane(best, 0), wasm_f32x4_extract_lane(best, 1)));
+    if (largest == -INFINITY) {
+        memset(scores, 0, (size_t) n * sizeof(float));  // nothing visible here
+        return;
+    }
+    if (largest > s->largest[row]) {
+        const float shrink = expf(s->largest[row] - largest);
+        s->sum[row] *= shrink;
+        for (int64_t d = 0; d < p->dv; d += 4) {
+            float * out = s->out + row * p->dv + d;
+            wasm_v128_store(out, wasm_f32x4_mul(wasm_v128_load(out), wasm_f32x4_splat(shrink)));
+        }
+        s->largest[row] = largest;
+    }
+    v128_t sum = wasm_f32x4_splat(0.0f);
+    for (int64_t c = 0; c < n; c += 4) {
+        const v128_t weight = exp_of_negative(wasm_f32x4_sub(wasm_v128_load(scores + c), wasm_f32x4_splat(largest)));
+        wasm_v128_store(scores + c, weight);
+        sum = wasm_f32x4_add(sum, weight);
+    }
+    s->sum[row] += sum_lanes(sum);
+}
+
+// Whether any of the rows sees any of the keys first .. first + n.
+static bool is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
+    if (!p->mask) {
+        return true;
+    }
+    for (int64_t token = row0 / p->n_group; token <= (row0 + n_rows - 1) / p->n_group; token++) {
+        const ggml_fp16_t * mask = mask_row(p, token, head_kv * p->n_group, batch) + first;
+        for (int64_t c = 0; c < n; c++) {
+            if (!is_masked(mask[c])) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+// Round a query as upstream does for its products with keys of this type, so that scores are native's: to half precision, or to
+// 8 bits a block. Its kernel for long prompts keeps f32.
+static void round_query(const problem * p, float * q, void * buffer) {
+    if (p->k->type == GGML_TYPE_F32 || p->n_tokens >= GGML_FA_TILE_Q) {
+        return;
+    }
+    // q8_1, which some types ask for, has the values of q8_0 and no reader
+    const bool           is_half = p->k->type == GGML_TYPE_F16 || p->k->type == GGML_TYPE_BF16;
+    const enum ggml_type type    = is_half ? p->k->type : GGML_TYPE_Q8_0;
+    if (p->dk % ggml_blck_size(type) == 0) {
+        ggml_get_type_traits_cpu(type)->from_float(q, buffer, p->dk);
+        ggml_get_type_traits(type)->to_float(buffer, q, p->dk);
+    }
+}
+
+static void load_queries(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows) {
+    const v128_t scale = wasm_f32x4_splat(p->softcap != 0.0f ? p->scale / p->softcap : p->scale);
+    for (int64_t row = 0; row < n_rows; row++) {
+        const int64_t token = (row0 + row) / p->n_group, head = head_kv * p->n_group + (row0 + row) % p->n_group;
+        float *       q     = s->q + row * p->dk;
+        memcpy(q, (const char *) p->q->data + token * p->q->nb[1] + head * p->q->nb[2] + batch * p->q->nb[3], (size_t) p->dk * sizeof(float));
+        round_query(p, q, s->k);  // keys come later
+        for (int64_t d = 0; d < p->dk; d += 4) {
+            wasm_v128_store(q + d, wasm_f32x4_mul(wasm_v128_load(q + d), scale));
+        }
+    }
+}
+
+// One tile of the cache for all rows.
+static void attend_tile(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
+    const int64_t padded = (n + 3) / 4 * 4;
+    expand_rows(p->k, head_kv, batch, first, n, s->k);
+    expand_rows(p->v, head_kv, batch, first, n, s->v);
+    memset(s->k + n * p->dk, 0, (size_t) ((padded - n) * p->dk) * sizeof(float));
+    for (int64_t row = 0; row < n_rows; row += 2) {
+        const int64_t other = row + 1 < n_rows ? row + 1 : row;
+        score_rows(s->q + row * p->dk, s->q + other * p->dk, s->k, p->dk, padded, s->scores + row * TILE_KV, s->scores + other * TILE_KV);
+        for (int64_t i = row; i <= other; i++) {
+            const int64_t token = (row0 + i) / p->n_group, head = head_kv * p->n_group + (row0 + i) % p->n_group;
+            soften_row(p, s, i, p->mask ? mask_row(p, token, head, batch) + first : NULL, slope_of(p, head), n);
+        }
+        add_values(s->scores + row * TILE_KV, s->scores + other * TILE_KV, s->v, p->dv, n, s->out + row * p->dv, s->out + other * p->dv);
+    }
+}
+
+// The loaded rows of one KV head against one part of the keys; results stay in the scratch.
+static void attend_part(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t part, int64_t used) {
+    const int64_t first = PART_KV * part, last = used - first < PART_KV ? used : first + PART_KV;
+    for (int64_t row = 0; row < n_rows; row++) {
+        s->largest[row] = -INFINITY;
+        s->sum[row]     = 0.0f;
+    }
+    memset(s->out, 0, (size_t) (n_rows * p->dv) * sizeof(float));
+    for (int64_t at = first; at < last; at += TILE_KV) {
+        const int64_t n = last - at < TILE_KV ? last - at : TILE_KV;
+        if (is_visible(p, head_kv, batch, row0, n_rows, at, n)) {
+            attend_tile(p, s, head_kv, batch, row0, n_rows, at, n);
+        }
+    }
+}
+
+static inline int64_t n_parts(int64_t used) {
+    return (used + PART_KV - 1) / PART_KV;
+}
+
+// total += part
+static void merge(const problem * p, float * total, const float * part) {
+    if (part[1] == 0.0f) {
+        return;
+    }
+    const float  largest = fmaxf(total[0], part[0]), old = total[1] == 0.0f ? 0.0f : expf(total[0] - largest), new = expf(part[0] - largest);
+    const v128_t a = wasm_f32x4_splat(old), b = wasm_f32x4_splat(new);
+    total[0] = largest;
+    total[1] = total[1] * old + part[1] * new;
+    for (int64_t d = 2; d < 2 + p->dv; d += 4) {
+        wasm_v128_store(total + d, wasm_f32x4_add(wasm_f32x4_mul(wasm_v128_load(total + d), a), wasm_f32x4_mul(wasm_v128_load(part + d), b)));
+    }
+}
+
+static void clear_result(const problem * p, float * result) {
+    memset(result, 0, result_floats(p) * sizeof(float));
+    result[0] = -INFINITY;
+}
+
+static void take_result(const problem * p, const scratch * s, int64_t row, float * result) {
+    result[0] = s->largest[row];
+    result[1] = s->sum[row];
+    memcpy(result + 2, s->out + row * p->dv, (size_t) p->dv * sizeof(float));
+}
+
+// The result of a row: attention sinks take their share of the sum, then the output is divided by it.
+static void finish_row(const problem * p, int64_t head_kv, int64_t row, int64_t batch, const float * result) {
+    const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
+    float         grow = 1.0f, sum = result[1];
+    if (p->sinks) {
+        const float sink = ((const float *) p->sinks->data)[head];
+        if (sink > result[0]) {
+            grow = expf(result[0] - sink);
+            sum  = sum * grow + 1.0f;
+        } else {
+            sum += expf(sink - result[0]);
+        }
+    }
+    const v128_t factor = wasm_f32x4_splat(sum == 0.0f ? 0.0f : grow / sum);
+    float *      to     = (float *) ((char *) p->dst->data + (batch * p->n_tokens * p->n_head + token * p->n_head + head) * p->dst->nb[1]);
+    for (int64_t d = 0; d < p->dv; d += 4) {
+        wasm_v128_store(to + d, wasm_f32x4_mul(wasm_v128_load(result + 2 + d), factor));
+    }
+}
+
+// The last key that any row of this batch entry sees, plus one: caches are allocated far beyond what is in use.
+static int64_t used_kv(const problem * p, int64_t batch) {
+    if (!p->mask) {
+        return p->n_kv;
+    }
+    int64_t used = 0;
+    for (int64_t plane = 0; plane < p->mask->ne[2]; plane++) {
+        for (int64_t token = 0; token < p->n_tokens; token++) {
+            const ggml_fp16_t * mask = mask_row(p, token, plane, batch);
+            int64_t             n    = p->n_kv;
+            while (n > used && is_masked(mask[n - 1])) {
+                n--;
+            }
+            used = n > used ? n : used;
+        }
+    }
+    return used;
+}
+
+// Tiles of rows, each with all parts of the keys, taken by the threads in turn.
+static void attend_by_rows(const problem * p, scratch * s) {
+    const struct ggml_compute_params * params = p->params;
+    const int64_t n_tiles = (p->n_rows + TILE_ROWS - 1) / TILE_ROWS, n_units = n_tiles * p->n_head_kv * p->n_batch;
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    int64_t known = -1, used = 0;
+    for (int64_t unit = params->ith; unit < n_units; unit = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t tile = unit % n_tiles, head_kv = unit / n_tiles % p->n_head_kv, batch = unit / n_tiles / p->n_head_kv;
+        const int64_t row0 = TILE_ROWS * tile, n_rows = p->n_rows - row0 < TILE_ROWS ? p->n_rows - row0 : TILE_ROWS;
+        if (batch != known) {
+            used  = used_kv(p, batch);
+            known = batch;
+        }
+        load_queries(p, s, head_kv, batch, row0, n_rows);
+        for (int64_t i = 0; i < n_rows; i++) {
+            clear_result(p, s->total + (size_t) i * result_floats(p));
+        }
+        for (int64_t part = 0; part < n_parts(used); part++) {
+            attend_part(p, s, head_kv, batch, row0, n_rows, part, used);
+            for (int64_t i = 0; i < n_rows; i++) {
+                float * const result = s->scores;  // their place is free again
+                take_result(p, s, i, result);
+                merge(p, s->total + (size_t) i * result_floats(p), result);
+            }
+        }
+        for (int64_t i = 0; i < n_rows; i++) {
+            finish_row(p, head_kv, row0 + i, batch, s->total + (size_t) i * result_floats(p));
+        }
+    }
+}
+
+// Few rows: the threads share the parts of the keys; results[head_kv][part][row], put together for one batch entry at a time.
+static void attend_by_parts(const problem * p, scratch * s, float * results) {
+    const int    ith = p->params->ith, nth = p->params->nth;
+    const size_t size = result_floats(p);
+    for (int64_t batch = 0; batch < p->n_batch; batch++) {
+        const int64_t used = used_kv(p, batch), parts = n_parts(used);
+        for (int64_t unit = ith; unit < parts * p->n_head_kv; unit += nth) {
+            load_queries(p, s, unit / parts, batch, 0, p->n_rows);
+            attend_part(p, s, unit / parts, batch, 0, p->n_rows, unit % parts, used);
+            for (int64_t row = 0; row < p->n_rows; row++) {
+                take_result(p, s, row, results + (size_t) (unit * p->n_rows + row) * size);
+            }
+        }
+        ggml_barrier(p->params->threadpool);
+        for (int64_t i = ith; i < p->n_head_kv * p->n_rows; i += nth) {
+            const int64_t head_kv = i / p->n_rows, row = i % p->n_rows;
+            clear_result(p, s->total);
+            for (int64_t part = 0; part < parts; part++) {
+                merge(p, s->total, results + (size_t) ((head_kv * parts + part) * p->n_rows + row) * size);
+            }
+            finish_row(p, head_kv, row, batch, s->total);
+        }
+        ggml_barrier(p->params->threadpool);
+    }
+}
+
+static problem read_problem(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    problem p = {.params = params, .dst = dst, .q = dst->src[0], .k = dst->src[1], .v = dst->src[2], .mask = dst->src[3], .sinks = dst->src[4]};
+    memcpy(&p.scale, (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&p.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&p.softcap, (const float *) dst->op_params + 2, sizeof(float));
+    p.dk        = p.q->ne[0];
+    p.dv        = p.v->ne[0];
+    p.n_tokens  = p.q->ne[1];
+    p.n_kv      = p.k->ne[1];
+    p.n_head    = p.q->ne[2];
+    p.n_head_kv = p.k->ne[2];
+    p.n_batch   = p.q->ne[3];
+    p.n_group   = p.n_head / p.n_head_kv;
+    p.n_rows    = p.n_tokens * p.n_group;
+    return p;
+}
+
+static bool is_expandable(const struct ggml_tensor * t) {
+    return (t->type == GGML_TYPE_F32 || ggml_get_type_traits(t->type)->to_float) && t->nb[0] == ggml_type_size(t->type);
+}
+
+// Shapes and types that the kernel is written for; the others are left to upstream's.
+static bool is_ours(const problem * p) {
+    return !p->params->use_ref && p->q->type == GGML_TYPE_F32 && p->q->nb[0] == sizeof(float) && is_expandable(p->k) && is_expandable(p->v) &&
+           p->k->ne[2] == p->v->ne[2] && p->k->ne[3] == p->n_batch && p->v->ne[3] == p->n_batch && p->dk % 4 == 0 && p->dv % 4 == 0 &&
+           p->n_head % p->n_head_kv == 0 && (!p->mask || p->mask->type == GGML_TYPE_F16);
+}
+
+void ggml_compute_forward_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    const problem p        = read_problem(params, dst);
+    const size_t  own      = (scratch_floats(&p) + 15) / 16 * 16;
+    const size_t  all      = own * (size_t) params->nth;
+    const size_t  results  = (size_t) (p.n_head * p.n_tokens * n_parts(p.n_kv)) * result_floats(&p);
+    const size_t  room     = params->wsize / sizeof(float);
+    if (!is_ours(&p) || all > room) {
+        upstream_flash_attn_ext(params, dst);
+        return;
+    }
+    float * const work = (float *) params->wdata;
+    scratch       s    = scratch_at(&p, work + own * (size_t) params->ith);
+    if (params->nth > 1 && p.n_rows <= TILE_ROWS && all + results <= room) {
+        attend_by_parts(&p, &s, work + all);
+    } else {
+        attend_by_rows(&p, &s);
+    }
+}
