@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ _PREFIX = re.compile(r"^(?:\w*_\w*: |error loading (?:model|vocab\w*)(?: \w+)?: 
 _HOLLOW = re.compile(
     r"failed to load model|failed to read (?:header|key-value pairs|tensor (?:info|data))|failed to initialize batch"
     r"|failed to create the context|failed to load GGUF|failed to initialize the context: $"
+    r"|failed to (?:de|en)code, ret = "
 )
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(?:insufficient|not enough) memory|bad_alloc|(?:unable to|cannot) allocate"
@@ -59,21 +61,24 @@ class RecentLog:
         """Listen to the engine."""
         self._lines: deque[tuple[int, str]] = deque(maxlen=_N_LINES)
         self._count = 0
+        self._lock = threading.Lock()  # guest threads log too
         engine.add_log_handler(self.add)
 
     def mark(self) -> int:
         """Return the place in the log where a call begins."""
         return self._count
 
-    def since(self, mark: int) -> LogExcerpt:
-        """Return errors, or warnings when there is no error, that came after ``mark``."""
-        lines = tuple(self._lines)  # guest threads add to it
-        new = lines[max(0, len(lines) - (self._count - mark)) :] if self._count > mark else ()
-        errors = tuple(text for level, text in new if level >= GGML_LOG_LEVEL_ERROR)
+    def since(self, mark: int, with_warnings: bool = False) -> LogExcerpt:
+        """Return errors, or warnings when there is no error or they are wanted too, that came after ``mark``."""
+        with self._lock:
+            lines, n_new = tuple(self._lines), self._count - mark
+        new = lines[max(0, len(lines) - n_new) :] if n_new > 0 else ()
+        errors = () if with_warnings else tuple(text for level, text in new if level >= GGML_LOG_LEVEL_ERROR)
         return LogExcerpt(errors or tuple(text for _, text in new))
 
     def add(self, level: int, text: str) -> None:
         """Take one line of the guest's log; what is no warning is not kept."""
         if level >= GGML_LOG_LEVEL_WARN and text.strip():
-            self._lines.append((level, text.strip()))
-            self._count += 1
+            with self._lock:
+                self._lines.append((level, text.strip()))
+                self._count += 1

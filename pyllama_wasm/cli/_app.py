@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from pyllama_wasm import LLAMA_CPP_BUILD, PyllamaError, __version__
-from pyllama_wasm.cli import chat, generate, info, inspect, tokenize
+from pyllama_wasm import LLAMA_CPP_BUILD, PyllamaError, __version__, configure_logging
+from pyllama_wasm.cli import chat, embed, generate, info, inspect, quantize, tokenize
 from pyllama_wasm.cli._terminal import report_error
 
 EXIT_ERROR = 1
@@ -62,19 +64,45 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class LogLevel(str, Enum):
+    """How much is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
 @app.callback()
 def _options(
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help="Show log lines from this level on.", case_sensitive=False, show_default="none"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The same as --log-level info.")] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append log lines to a file, as JSON, instead of showing them."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Run GGUF language models with llama.cpp inside a WebAssembly sandbox."""
+    if log_level is None and verbose:
+        log_level = LogLevel.info
+    if log_level is not None or log_file is not None:
+        level = log_level or LogLevel.info
+        configure_logging(level.value, stderr=log_file is None, file=log_file)
 
 
 app.command()(generate.run)
 app.command()(generate.complete)
 app.command()(chat.chat)
 app.command()(tokenize.tokenize)
+app.command()(embed.embed)
+app.command()(embed.rerank)
+app.command()(quantize.quantize)
 app.command()(inspect.inspect)
 app.command()(info.info)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 import wasmtime
 
-logger = logging.getLogger("pyllama_wasm")
+logger = logging.getLogger("pyllama_wasm.cache")
 
 ENVIRONMENT_VARIABLE = "PYLLAMA_WASM_CACHE"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TypeVar
 
-from ..errors import RequestError
+from ..errors import RequestError, printable
 from .callbacks import Signature
 from .ffi import Number
 from .files import FileTable
@@ -133,6 +133,15 @@ class Engine:
     def unregister(self, func_id: int) -> None:
         """Take back :meth:`register`; a guest that still calls the id traps."""
         self._sandbox.callbacks.unregister(func_id)
+
+    @property
+    def name(self) -> str:
+        """What runs in the sandbox, for log records (their ``model``); empty until somebody sets it."""
+        return self._sandbox.log.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._sandbox.log.name = printable(name)
 
     def add_log_handler(self, handler: Callable[[int, str], None]) -> None:
         """Call ``handler(level, line)`` for each line the guest logs, on the guest's thread; warnings are 3, errors 4.

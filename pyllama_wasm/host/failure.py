@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import GuestAbortError, GuestDiedError, GuestStoppedError, GuestTrapError
@@ -29,8 +30,9 @@ class Death:
 class Failures:
     """What went wrong in one sandbox. Recorded from any thread; only the first death counts, others follow from it."""
 
-    def __init__(self) -> None:
-        """Start alive."""
+    def __init__(self, on_death: Callable[[Death], None] | None = None) -> None:
+        """Start alive; ``on_death`` is told the first death, once, on the thread that met it."""
+        self._on_death = on_death
         self._lock = threading.Lock()
         self._abort_text: str | None = None
         self._stop_reason: str | None = None
@@ -67,8 +69,12 @@ class Failures:
     def record(self, death: Death) -> Death:
         """Keep ``death`` if it is the first; return the first."""
         with self._lock:
-            self.death = self.death or death
-            return self.death
+            if self.death is not None:
+                return self.death
+            self.death = death
+        if self._on_death is not None:
+            self._on_death(death)
+        return death
 
     def record_trap(self, trap: GuestTrap) -> Death:
         """Record a trap under the class that tells best why it happened; return the first death."""

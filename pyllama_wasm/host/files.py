@@ -113,18 +113,41 @@ class FileTable:
         """
         if mode not in ("r", "w"):
             raise RequestError(f"grant {path}", f"mode {mode!r} is neither 'r' nor 'w'")
-        fd = _open_regular(path, mode)
+        return self._add(_open_regular(path, mode), path, mode == "w", beside)
+
+    def grant_fd(self, fd: int, name: str, mode: str = "r", beside: str | None = None) -> str:
+        """Grant a regular file that is already open, under ``name``; otherwise as :meth:`grant`.
+
+        ``fd`` stays the caller's: a duplicate is kept. Nothing is truncated. Raises ``ModelFileError`` when the
+        descriptor is closed or no regular file's.
+        """
+        operation = f"grant {name}"
+        if mode not in ("r", "w"):
+            raise RequestError(operation, f"mode {mode!r} is neither 'r' nor 'w'")
+        try:
+            own = os.dup(fd)
+        except OSError as error:
+            raise ModelFileError(operation, error.strerror or str(error)) from error
+        try:
+            _require_regular(operation, os.fstat(own).st_mode)
+        except BaseException:
+            os.close(own)
+            raise
+        return self._add(own, name, mode == "w", beside)
+
+    def _add(self, fd: int, name: StrPath, is_writable: bool, beside: str | None) -> str:
+        """Own ``fd`` from here on; return the guest path."""
         with self._lock:
             if self._is_closed:
                 os.close(fd)
-                raise ModelFileError(f"grant {path}", "the engine is closed")
+                raise ModelFileError(f"grant {name}", "the engine is closed")
             folder = beside.rpartition("/")[0] if beside else f"/model/{self._n_granted}"
-            guest_path = f"{folder}/{_guest_name(path)}"
+            guest_path = f"{folder}/{_guest_name(name)}"
             if guest_path in self._files:
                 os.close(fd)
-                raise RequestError(f"grant {path}", "a file of that name is already granted beside it")
+                raise RequestError(f"grant {name}", "a file of that name is already granted beside it")
             self._n_granted += 1
-            self._files[guest_path] = GrantedFile(fd, guest_path, mode == "w")
+            self._files[guest_path] = GrantedFile(fd, guest_path, is_writable)
             return guest_path
 
     def revoke(self, guest_path: str) -> None:

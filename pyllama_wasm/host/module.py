@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from .cache import CodeCache, cache_key
 from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
 from .shared_memory import MAX_PAGES
 from .threads import MAX_WASM_STACK_BYTES
+
+logger = logging.getLogger("pyllama_wasm.module")
 
 Progress = Callable[[str], None]
 
@@ -129,9 +133,12 @@ class _Load:
         key = cache_key(sha256, {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES})
         module = cache.load(engine, key)
         if module is not None:
+            logger.debug("%s: machine code taken from %s", self._file.name, cache.folder)
             return _describe(engine, module, sha256)
         self._stages.append("compiling the module (once, some seconds)")
+        began = time.perf_counter()
         compiled = compile_module(wasm)
+        logger.info("%s: compiled in %.1f s", self._file.name, time.perf_counter() - began)
         self._stages.append("saving the compiled module")
         cache.save(key, compiled.module.serialize())
         return compiled

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-from ..errors import ClosedError, HostError, RequestError
+from ..errors import ClosedError, GuestStoppedError, HostError, RequestError
+from ..logs import one_line
 from .callbacks import Callbacks
 from .descriptors import Descriptors
-from .failure import Failures
+from .failure import Death, Failures
 from .ffi import GuestTrap, Instance, Number
 from .files import FileTable
 from .host_calls import HostCalls
@@ -21,6 +23,8 @@ from .shared_memory import PAGE_BYTES, SharedMemory
 from .threads import Workers
 from .wasi import Wasi
 
+logger = logging.getLogger("pyllama_wasm.engine")
+
 _WORKERS_END_S = 2.0  # waits in the guest are sliced, so its threads look at the stop flag often
 _SHUT_S = 10.0
 
@@ -31,7 +35,7 @@ class Sandbox:
     def __init__(self, module: CompiledModule, memory_limit_bytes: int | None, n_threads: int, load: str) -> None:
         """Reserve the memory and link the module; nothing runs yet."""
         self.busy_call = 0
-        self.failures = Failures()
+        self.failures = Failures(self._tell_death)
         self.callbacks = Callbacks()
         self.files = FileTable()
         self.workers = Workers(n_threads, self._run_worker)
@@ -39,6 +43,7 @@ class Sandbox:
         self.log = GuestLog()
         self._stop, self._cancel = Flag(), Flag()
         self._n_calls = 0
+        self._is_shutting = False
         self._main: Instance | None = None
         self._exports: dict[str, Callable[..., Number | None]] = {}
         pages = platform_pages(may_map=load == "map")
@@ -105,6 +110,7 @@ class Sandbox:
 
     def shut(self) -> None:
         """End the guest threads and free everything. On the engine's thread, once."""
+        self._is_shutting = True
         self.workers.close()
         self.stop("the engine was closed")
         if not self.workers.wait_until_none(_SHUT_S, lambda: self._stop.set(1)):
@@ -135,6 +141,15 @@ class Sandbox:
             raise HostError(f"call {export}", "the module exports no such function", "is the module up to date?")
         func = self._exports[export] = self._main.bind(export, sig)
         return func
+
+    def _tell_death(self, death: Death) -> None:
+        if self._is_shutting:
+            return
+        level = logging.WARNING if death.kind is GuestStoppedError else logging.ERROR
+        extra = {"model": self.log.name}
+        logger.log(level, "the sandbox died: %s: %s", death.kind.__name__, one_line(death.reason), extra=extra)
+        if death.backtrace:
+            logger.debug("wasm backtrace: %s", one_line(death.backtrace), extra=extra)
 
     def _die(self, operation: str, trap: GuestTrap) -> None:
         """Record a trap of the engine's thread, end the other threads, raise the typed error."""

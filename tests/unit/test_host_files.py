@@ -241,3 +241,49 @@ def test_short_reads_of_the_system_are_joined(model: Path, monkeypatch: pytest.M
     assert found(table, table.grant(model)).read_at(memoryview(buffer), 0) == 13
     assert buffer == b"GGUF and more"
     table.close()
+
+
+@posix
+def test_open_file_is_granted_under_any_name_and_stays_the_callers(model: Path) -> None:
+    table = FileTable()
+    with model.open("rb") as file:
+        guest_path = table.grant_fd(file.fileno(), "other.gguf")
+        assert guest_path == "/model/0/other.gguf"
+        assert table.grant_fd(file.fileno(), "second", beside=guest_path) == "/model/0/second"
+    granted, buffer = found(table, guest_path), bytearray(4)
+    assert (granted.read_at(memoryview(buffer), 0), bytes(buffer)) == (4, b"GGUF")
+    assert not granted.is_writable
+    fd = granted.acquire()
+    granted.release()
+    table.close()
+    assert not is_open(fd)
+
+
+@posix
+def test_open_file_granted_for_writing_is_not_cut(model: Path) -> None:
+    table = FileTable()
+    fd = os.open(model, os.O_RDWR)
+    granted = found(table, table.grant_fd(fd, "m", "w"))
+    os.close(fd)
+    granted.write_at(memoryview(b"XX"), 0)
+    table.close()
+    assert model.read_bytes() == b"XXUF and more"
+
+
+@posix
+def test_what_is_no_open_regular_file_is_not_granted(model: Path, tmp_path: Path) -> None:
+    table = FileTable()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    read_end, write_end = os.pipe()
+    for fd, reason in ((-1, "Bad file descriptor"), (folder, "it is a folder"), (read_end, "not a regular file")):
+        with pytest.raises(ModelFileError, match=f"grant x: {reason}"):
+            table.grant_fd(fd, "x")
+    for fd in (folder, read_end, write_end):
+        os.close(fd)
+    fd = os.open(model, os.O_RDONLY)
+    with pytest.raises(RequestError, match="neither 'r' nor 'w'"):
+        table.grant_fd(fd, "x", "rw")
+    table.close()
+    with pytest.raises(ModelFileError, match="the engine is closed"):
+        table.grant_fd(fd, "x")
+    os.close(fd)
