@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ._guest_log import LogExcerpt
 from .errors import (
@@ -15,37 +14,37 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .gguf import GGUFReader, check_magic
+from .gguf import GGUFReader
+from .source import ModelSource, split_parts
 
-__all__ = ["check_file", "explain_load_failure"]
+__all__ = ["explain_load_failure"]
 
 _UNSUPPORTED = re.compile(r"unknown model architecture|unknown pre-tokenizer|unknown tokenizer|unsupported", re.I)
 
 
-def check_file(path: Path) -> None:
-    """Raise ``ModelFileError`` or ``ModelFormatError`` when ``path`` cannot be read or does not start like a GGUF."""
-    check_magic(path, f"load {path.name}")
-
-
 def explain_load_failure(
-    path: Path, cause: PyllamaError | None, log: LogExcerpt, memory_limit_bytes: int | None
+    source: ModelSource, cause: PyllamaError | None, log: LogExcerpt, memory_limit_bytes: int | None
 ) -> PyllamaError:
-    """Return the one exception that tells why ``path`` did not load.
+    """Return the one exception that tells why ``source`` did not load.
 
     ``cause`` is what the load raised, ``None`` when it only answered null. The file's header comes first: what is
     wrong with the file explains whatever the guest made of it.
     """
-    operation = f"load {path.name}"
+    operation = source.operation
     if isinstance(cause, RequestError):
         return cause
     try:
-        GGUFReader(path, operation)
+        problem = _split_problem(source, source.header())
+        for part in source.parts:
+            GGUFReader(part, f"{operation}: part {part.name}")
     except ModelError as error:
         return error
+    if problem is not None:
+        return problem
     reason = log.reason(cause.reason if cause is not None else "the guest gave no reason")
     if isinstance(cause, OutOfMemoryError) or log.is_out_of_memory:
         return OutOfMemoryError(
-            operation, _memory_reason(path, reason, memory_limit_bytes), _memory_hint(memory_limit_bytes)
+            operation, _memory_reason(source, reason, memory_limit_bytes), _memory_hint(memory_limit_bytes)
         )
     if _UNSUPPORTED.search(reason):
         return UnsupportedModelError(operation, reason, "this llama.cpp build cannot run it")
@@ -56,8 +55,27 @@ def explain_load_failure(
     return ModelFormatError(operation, reason)
 
 
-def _memory_reason(path: Path, reason: str, limit: int | None) -> str:
-    size = path.stat().st_size if path.exists() else 0
+def _split_problem(source: ModelSource, header: GGUFReader) -> PyllamaError | None:
+    """Return what is wrong with how the parts of a split model were given, if anything is."""
+    count, number = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
+    if not isinstance(count, int) or not isinstance(number, int) or count <= 1:
+        return None
+    if number != 0:
+        reason = f"it is part {number + 1} of {count} of a split model"
+        return ModelFormatError(source.operation, reason, "load the first part")
+    if source.is_listed:
+        if len(source.parts) + 1 == count:
+            return None
+        return ModelFormatError(source.operation, f"{len(source.parts) + 1} parts were given, and it has {count}")
+    if len(split_parts(source.path.name)) != count:
+        reason = f"it is the first of {count} parts of a split model"
+        hint = "give the paths of all parts in order, or name the files m-00001-of-00002.gguf"
+        return ModelFormatError(source.operation, reason, hint)
+    return None
+
+
+def _memory_reason(source: ModelSource, reason: str, limit: int | None) -> str:
+    size = source.size_bytes
     ceiling = limit if limit is not None else 1 << 32
     return f"{reason}; the file has {size / 2**20:.0f} MiB and the sandbox at most {ceiling / 2**20:.0f} MiB"
 

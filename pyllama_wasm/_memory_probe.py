@@ -35,6 +35,7 @@ class ModelShape:
     n_vocab: int
     n_embd_k: int
     n_embd_v: int
+    n_swa: int = 0
 
 
 def context_pieces(shape: ModelShape, params: ContextParams, n_ctx_train: int) -> list[int]:
@@ -46,8 +47,11 @@ def context_pieces(shape: ModelShape, params: ContextParams, n_ctx_train: int) -
     n_ubatch = min(params.n_ubatch, params.n_batch, n_ctx)
     n_outputs = min(n_ubatch, params.n_outputs_max or n_ubatch)
     per_token = shape.n_embd_k * _KV_BYTES[params.type_k] + shape.n_embd_v * _KV_BYTES[params.type_v]
+    n_cells = n_ctx
+    if shape.n_swa and not params.swa_full:  # as if no layer saw more than the window
+        n_cells = min(n_ctx, -(-(shape.n_swa + n_ubatch) // 256) * 256)
     return [
-        n_ctx * shape.n_layer * per_token // 32,
+        n_cells * shape.n_layer * per_token // 32,
         (shape.n_layer * _TENSORS_PER_LAYER + 8) * _SCHED_BYTES_PER_TENSOR,
         4 * n_ubatch * (2 * shape.n_ff + 6 * shape.n_embd) + 4 * n_outputs * shape.n_vocab,
         _RESERVE_BYTES,

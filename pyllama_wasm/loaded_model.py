@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from . import _abi
-from ._diagnose import check_file, explain_load_failure
+from ._diagnose import explain_load_failure
 from ._guest_log import RecentLog
 from ._memory_probe import ModelShape
+from ._model_save import save_model
+from ._model_struct import check_overrides, model_struct
 from .errors import CancelledError, ClosedError, PyllamaError, RequestError
 from .host import Engine
+from .logs import one_line
 from .native import Native
+from .native.structs import Struct
 from .params import ContextParams, ModelParams
+from .source import ModelSource, Source
 from .threadpool import Threadpool, usable_cpus
 from .vocab import Vocab
 
 __all__ = ["LoadedModel", "Progress"]
 
+logger = logging.getLogger("pyllama_wasm.model")
+
 T = TypeVar("T")
 M = TypeVar("M", bound="LoadedModel")
 
 Progress = Callable[[float], object]
+
+_ROPE_TYPES = {
+    _abi.LLAMA_ROPE_TYPE_NONE: "none",
+    _abi.LLAMA_ROPE_TYPE_NORM: "norm",
+    _abi.LLAMA_ROPE_TYPE_NEOX: "neox",
+    _abi.LLAMA_ROPE_TYPE_MROPE: "mrope",
+    _abi.LLAMA_ROPE_TYPE_IMROPE: "imrope",
+    _abi.LLAMA_ROPE_TYPE_VISION: "vision",
+}
+
+_MAX_CLS_OUT = 4096
+"""A hostile file may claim any number of classifier outputs."""
 
 
 class LoadedModel:
@@ -43,9 +66,33 @@ class LoadedModel:
     n_embd: int
     """Width of the embeddings."""
 
+    n_embd_inp: int
+    """Width of an embedding given instead of a token."""
+
+    n_embd_out: int
+    """Width of an embedding the model returns."""
+
     n_layer: int
+    n_layer_nextn: int
+    """Layers that predict further tokens (multi-token prediction), beside ``n_layer``."""
+
     n_head: int
+    """Attention heads of the first layer; 0 without weights."""
+
     n_head_kv: int
+    """Attention heads of the first layer's keys and values; 0 without weights."""
+
+    n_swa: int
+    """Sliding attention window in tokens; 0: none."""
+
+    rope_type: str
+    """``none``, ``norm``, ``neox``, ``mrope``, ``imrope`` or ``vision``."""
+
+    rope_freq_scale_train: float
+    """RoPE frequency scaling factor of the training."""
+
+    cls_labels: tuple[str | None, ...]
+    """Labels of the classifier outputs (``n_cls_out``), None where the file has none."""
 
     n_params: int
     """Number of weights."""
@@ -53,11 +100,29 @@ class LoadedModel:
     size_bytes: int
     """Bytes of all tensors."""
 
+    ftype: str
+    """Quantization of most weights in llama.cpp's words: ``Q4_1``, ``Q4_K - Medium``."""
+
     has_encoder: bool
     """Whether the model needs ``llama_encode``."""
 
     has_decoder: bool
     """Whether the model continues text."""
+
+    decoder_start_token: int | None
+    """Token that begins the output of an encoder-decoder model; None for others."""
+
+    is_recurrent: bool
+    """Whether it keeps a state of fixed size instead of a KV cache (Mamba, RWKV)."""
+
+    is_hybrid: bool
+    """Whether it mixes attention and recurrent layers (Jamba, Granite)."""
+
+    is_diffusion: bool
+    """Whether it is a diffusion model (LLaDA, Dream)."""
+
+    path: Path
+    """The model file; just a name when the model came from bytes or a file object."""
 
     description: str
     """Architecture, size and quantization in llama.cpp's words."""
@@ -67,7 +132,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Source,
         *,
         params: ModelParams | None = None,
         context_params: ContextParams | None = None,
@@ -76,18 +141,21 @@ class LoadedModel:
         memory_limit_bytes: int | None = None,
         load: Literal["map", "copy"] = "map",
     ) -> None:
-        """Load ``path``: ``llama_model_load_from_file``. Of a split model give the first file.
+        """Load ``path``: ``llama_model_load_from_file`` or ``llama_model_load_from_splits``.
+
+        Of a split model (``name-00001-of-00003.gguf``) give the first file, the others must lie beside it, or the
+        paths of all parts in order. Bytes and binary file objects, read from their position on, are copied once into
+        memory outside the sandbox and mapped like a file.
 
         ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
         ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
         the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
         usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included. ``load="copy"`` copies the file in.
 
-        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``; nothing
-        remains of a failed load.
+        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``, and
+        ``RequestError`` for arguments that do not fit; nothing remains of a failed load.
         """
         began = perf_counter()
-        self.path = Path(path)
         self.params = params or ModelParams()
         self.context_params = context_params or ContextParams()
         self._is_closed = self._is_cancellable = False
@@ -96,16 +164,32 @@ class LoadedModel:
         self._metadata: dict[str, str] | None = None
         self._threads: Threadpool | None = None
         self._prepare()
-        check_file(self.path)
-        self.engine = Engine(memory_limit_bytes=memory_limit_bytes, n_threads=_check_threads(n_threads), load=load)
+        n_threads = _check_threads(n_threads)
+        source = ModelSource(path, memory_limit_bytes)
+        self.path = source.path
+        try:
+            self._open(source, progress, memory_limit_bytes, n_threads, load)
+        finally:
+            source.close()
+        self.load_s = perf_counter() - began
+        what = f": {one_line(self.description)}" if self.description else ""  # a vocabulary alone has none
+        logger.info("loaded in %.2f s%s", self.load_s, what, extra={"model": self.engine.name})
+
+    def _open(
+        self, source: ModelSource, progress: Progress | None, limit: int | None, n_threads: int, load: str
+    ) -> None:
+        """Start the sandbox and load ``source``; close both again when that fails."""
+        if self.params.kv_overrides:
+            check_overrides(source.header(), self.params.kv_overrides, source.operation)
+        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load)
+        self.engine.name = self.path.name
         try:
             self.native = Native(self.engine)
             self.guest_log = RecentLog(self.engine)
-            self._load(progress, memory_limit_bytes)
+            self._load(source, progress, limit)
         except BaseException:
             self.close()
             raise
-        self.load_s = perf_counter() - began
 
     def _prepare(self) -> None:
         """Set up what a subclass adds; before the load, since a load that fails closes the model."""
@@ -121,6 +205,47 @@ class LoadedModel:
         if self._metadata is None:
             self._metadata = self._run(self._read_metadata, "read metadata")
         return self._metadata
+
+    @property
+    def n_cls_out(self) -> int:
+        """Return the number of classifier outputs; 1 for models that are no classifiers."""
+        return len(self.cls_labels)
+
+    @property
+    def sampling_metadata(self) -> Mapping[str, str]:
+        """Return the sampling settings that the file recommends, by ``temp``, ``top_k`` and so on."""
+        return {
+            key.removeprefix("general.sampling."): value
+            for key, value in self.metadata.items()
+            if key.startswith("general.sampling.")
+        }
+
+    def get_chat_template(self, name: str | None = None) -> str | None:
+        """Return the chat template of that name, or the default one: ``llama_model_chat_template``.
+
+        Files with several name them in ``tokenizer.chat_templates``: ``tool_use``, ``rag``. None when there is none.
+        """
+        if name is None:
+            return self.chat_template
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise RequestError("read a chat template", f"{name!r} is not a name")
+
+        def job() -> str | None:
+            template = int(self.native.llama_model_chat_template(self._ptr, name))
+            return self.native.string(template) if template else None
+
+        return self._run(job, "read a chat template")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a new GGUF file: ``llama_model_save_to_file``.
+
+        Metadata that llama.cpp does not know is not written. The file is replaced in one step when the whole is
+        written. Raises ``ModelFileError`` when it cannot be written, ``RequestError`` for a model loaded without its
+        weights, ``UnsupportedModelError`` for an architecture whose weights llama.cpp cannot write (all).
+        """
+        if self.params.vocab_only or self.params.no_alloc:
+            raise RequestError("save the model", "it was loaded without its weights", "load it with them")
+        save_model(self, path)
 
     def cancel(self) -> None:
         """End the decode of this model that is running now, from any thread: it raises ``CancelledError``."""
@@ -187,8 +312,8 @@ class LoadedModel:
             self._threads = Threadpool(self.native, self.engine.n_threads)
         return self._threads
 
-    def _load(self, progress: Progress | None, memory_limit_bytes: int | None) -> None:
-        operation = f"load {self.path.name}"
+    def _load(self, source: ModelSource, progress: Progress | None, memory_limit_bytes: int | None) -> None:
+        operation = source.operation
         failures: list[BaseException] = []
 
         def on_progress(fraction: float, *_: object) -> bool:
@@ -200,11 +325,11 @@ class LoadedModel:
                 failures.append(error)
                 return False
 
-        guest_path = self._grant()
+        guest_paths = source.grant(self.engine)
         mark = self.guest_log.mark()
         cause: PyllamaError | None = None
         try:
-            is_loaded = self.engine.run(lambda: self._load_job(guest_path, on_progress), operation)
+            is_loaded = self.engine.run(lambda: self._load_job(guest_paths, source.is_listed, on_progress), operation)
         except PyllamaError as error:
             is_loaded, cause = False, error
         if failures:
@@ -214,27 +339,18 @@ class LoadedModel:
         log = self.guest_log.since(mark)
         if isinstance(cause, (CancelledError, ClosedError)) or (cause is None and not log.lines):
             raise CancelledError(operation, "it was cancelled") from cause
-        raise explain_load_failure(self.path, cause, log, memory_limit_bytes) from cause
+        raise explain_load_failure(source, cause, log, memory_limit_bytes) from cause
 
-    def _grant(self) -> str:
-        """Grant the file, and of a split model the other parts beside it; return the guest's path."""
-        guest_path = self.engine.files.grant(self.path)
-        for part in _other_parts(self.path):
-            self.engine.files.grant(part, beside=guest_path)
-        return guest_path
-
-    def _load_job(self, guest_path: str, on_progress: Callable[..., bool]) -> bool:
+    def _load_job(self, guest_paths: list[str], is_listed: bool, on_progress: Callable[..., bool]) -> bool:
         """Load model and vocabulary; on the engine thread. False: the guest answered null."""
-        native, params = self.native, self.params
+        native = self.native
         callback = native.callback("llama_progress_callback", on_progress)
         try:
-            struct = native.llama_model_default_params()
-            for name in ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp"):
-                struct[name] = getattr(params, name)
-            struct["load_mode"] = _abi.LLAMA_LOAD_MODE_MMAP
-            struct["progress_callback"] = callback.function
-            struct["progress_callback_user_data"] = callback.user_data
-            self._ptr = int(native.llama_model_load_from_file(guest_path, struct))
+            with model_struct(native, self.params, callback) as struct:
+                if is_listed:
+                    self._ptr = self._load_splits(guest_paths, struct)
+                else:
+                    self._ptr = int(native.llama_model_load_from_file(guest_paths[0], struct))
         finally:
             callback.close()
         if not self._ptr:
@@ -244,26 +360,42 @@ class LoadedModel:
         self._read_properties()
         return True
 
+    def _load_splits(self, guest_paths: list[str], struct: Struct) -> int:
+        """Load parts of any names; on the engine thread."""
+        native = self.native
+        with ExitStack() as stack:
+            ptrs = [stack.enter_context(native.array(path.encode() + b"\0")) for path in guest_paths]
+            array = stack.enter_context(native.array(np.array(ptrs, np.uint32)))
+            return int(native.llama_model_load_from_splits(array, len(ptrs), struct))
+
     def _read_properties(self) -> None:
         native, ptr = self.native, self._ptr
-        self.n_ctx_train = int(native.llama_model_n_ctx_train(ptr))
-        self.n_embd = int(native.llama_model_n_embd(ptr))
-        self.n_layer = int(native.llama_model_n_layer(ptr))
+        for name in ("n_ctx_train", "n_embd", "n_embd_inp", "n_embd_out", "n_layer", "n_layer_nextn", "n_swa"):
+            setattr(self, name, int(getattr(native, f"llama_model_{name}")(ptr)))
+        for name in ("has_encoder", "has_decoder", "is_recurrent", "is_hybrid", "is_diffusion"):
+            setattr(self, name, bool(getattr(native, f"llama_model_{name}")(ptr)))
         # Without its tensors the model knows no attention heads: the guest would read an empty table.
         has_layers = not self.params.vocab_only
         self.n_head = int(native.llama_model_n_head(ptr)) if has_layers else 0
         self.n_head_kv = int(native.llama_model_n_head_kv(ptr)) if has_layers else 0
         self.n_params = int(native.llama_model_n_params(ptr))
         self.size_bytes = int(native.llama_model_size(ptr))
+        self.ftype = native.string(int(native.llama_ftype_name(native.llama_model_ftype(ptr))))
+        self.rope_type = _ROPE_TYPES.get(int(native.llama_model_rope_type(ptr)), "unknown")
+        self.rope_freq_scale_train = float(native.llama_model_rope_freq_scale_train(ptr))
+        start = int(native.llama_model_decoder_start_token(ptr))
+        self.decoder_start_token = None if start < 0 else start
+        n_cls_out = min(int(native.llama_model_n_cls_out(ptr)), _MAX_CLS_OUT)
+        labels = (int(native.llama_model_cls_label(ptr, i)) for i in range(n_cls_out))
+        self.cls_labels = tuple(native.string(label) if label else None for label in labels)
         self.description = self._text(native.llama_model_desc, ptr)
         template = int(native.llama_model_chat_template(ptr, None))
         self.chat_template = native.string(template) if template else None
-        self.has_encoder = bool(native.llama_model_has_encoder(ptr))
-        self.has_decoder = bool(native.llama_model_has_decoder(ptr))
-        self._is_recurrent = bool(native.llama_model_is_recurrent(ptr)) or bool(native.llama_model_is_hybrid(ptr))
 
     def _shape(self) -> ModelShape:
         """Return the sizes that decide how much memory a context takes; on the engine thread."""
+        if self.params.no_alloc:
+            raise RequestError("create a context", "the model was loaded with no_alloc", "load it with its weights")
         architecture = self._meta("general.architecture")
 
         def size(key: str, default: int) -> int:
@@ -275,10 +407,10 @@ class LoadedModel:
         n_embd_v = self.n_head_kv * size("attention.value_length", head)
         if rank := size("attention.kv_lora_rank", 0):  # multi-head latent attention caches the compressed form
             n_embd_k, n_embd_v = rank, 0
-        if self._is_recurrent:  # few layers or none have a cache that grows with the context
+        if self.is_recurrent or self.is_hybrid:  # few layers or none have a cache that grows with the context
             n_embd_k = n_embd_v = 0
         n_ff = size("feed_forward_length", 0)
-        return ModelShape(self.n_layer, self.n_embd, n_ff, self.vocab.n_tokens, n_embd_k, n_embd_v)
+        return ModelShape(self.n_layer, self.n_embd, n_ff, self.vocab.n_tokens, n_embd_k, n_embd_v, self.n_swa)
 
     def _meta(self, key: str) -> str:
         """Return one metadata value as text, empty when there is none; on the engine thread."""
@@ -312,15 +444,3 @@ def _check_threads(n_threads: int | None) -> int:
     if isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1:
         raise RequestError("load a model", f"n_threads is {n_threads!r} and not a positive integer")
     return n_threads
-
-
-def _other_parts(path: Path) -> list[Path]:
-    """Return the further files of a split model, by llama.cpp's naming: ``name-00001-of-00003.gguf``."""
-    stem, dash, total = path.stem.rpartition("-of-")
-    prefix, separator, number = stem.rpartition("-")
-    if not (dash and separator and path.suffix == ".gguf" and len(number) == len(total) == 5):
-        return []
-    if not (number.isdigit() and total.isdigit()):
-        return []
-    names = (f"{prefix}-{i:05d}-of-{total}.gguf" for i in range(1, int(total) + 1))
-    return [path.with_name(name) for name in names if name != path.name]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pyllama_wasm import demo_model
+from pyllama_wasm import MemoryEstimate, demo_model, estimate_memory
 from pyllama_wasm.cli._terminal import cells, count, escape_controls, show, size, table
 from pyllama_wasm.gguf import GGUFArray, GGUFReader, GGUFTensor, GGUFValue
 
@@ -26,14 +26,23 @@ File = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every array whole.")]
 Tensors = Annotated[bool, typer.Option("--tensors/--no-tensors", help="Show the table of tensors.")]
 
+NCtx = Annotated[
+    int | None,
+    typer.Option("--n-ctx", metavar="N", help="Show how much memory a context of N tokens takes; 0: the model's own."),
+]
 
-def inspect(model: File = None, as_json: AsJson = False, tensors: Tensors = True) -> None:
+
+def inspect(model: File = None, as_json: AsJson = False, tensors: Tensors = True, n_ctx: NCtx = None) -> None:
     """Show a model file's metadata and tensors. Nothing is executed, and no weight is read."""
-    reader = GGUFReader(model or demo_model())
+    path = model or demo_model()
+    reader = GGUFReader(path)
+    estimate = None if n_ctx is None else estimate_memory(path, n_ctx=n_ctx)
     if as_json:
-        typer.echo(json.dumps(summary(reader, tensors), ensure_ascii=True))
+        typer.echo(json.dumps(summary(reader, tensors, estimate), ensure_ascii=True))
         return
     show(overview(reader), "", metadata_table(reader))
+    if estimate is not None:
+        show("", memory_table(estimate))
     if tensors:
         show("", tensor_table(reader.tensors))
 
@@ -63,6 +72,20 @@ def tensor_table(tensors: Iterable[GGUFTensor]) -> Table:
     return rows
 
 
+def memory_table(estimate: MemoryEstimate) -> Table:
+    """Return what a context would take, part by part."""
+    rows = table(f"memory for {estimate.n_ctx} tokens", "size", numeric=frozenset({"size"}))
+    for name, n_bytes in memory_parts(estimate).items():
+        rows.add_row(*cells(name.removesuffix("_bytes"), size(n_bytes)))
+    return rows
+
+
+def memory_parts(estimate: MemoryEstimate) -> dict[str, int]:
+    """Return the parts of an estimate by name, the sum last."""
+    names = ("weights_bytes", "kv_bytes", "compute_bytes", "overhead_bytes", "total_bytes")
+    return {name: getattr(estimate, name) for name in names}
+
+
 def shorten(value: GGUFValue) -> str:
     """Return a metadata value as one line."""
     if isinstance(value, GGUFArray | list):
@@ -73,7 +96,7 @@ def shorten(value: GGUFValue) -> str:
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}… ({len(text)} characters)"
 
 
-def summary(reader: GGUFReader, tensors: bool) -> dict[str, object]:
+def summary(reader: GGUFReader, tensors: bool, estimate: MemoryEstimate | None = None) -> dict[str, object]:
     """Return everything as plain values for JSON."""
     result: dict[str, object] = {
         "version": reader.version,
@@ -82,6 +105,8 @@ def summary(reader: GGUFReader, tensors: bool) -> dict[str, object]:
         "size_bytes": reader.size_bytes,
         "metadata": {k: list(v) if isinstance(v, GGUFArray) else v for k, v in reader.metadata.items()},
     }
+    if estimate is not None:
+        result["memory"] = {"n_ctx": estimate.n_ctx, **memory_parts(estimate)}
     if tensors:
         result["tensors"] = [
             {"name": t.name, "type": t.type_name, "shape": t.shape, "offset": t.offset, "n_bytes": t.n_bytes}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm._diagnose import check_file, explain_load_failure
+from pyllama_wasm._diagnose import explain_load_failure
 from pyllama_wasm._guest_log import LogExcerpt
+from pyllama_wasm.source import ModelSource
 
 NOTHING = LogExcerpt(())
 
@@ -18,21 +18,24 @@ def test_a_truncated_file_explains_whatever_the_guest_said(tiny_path: Path, tmp_
     path = tmp_path / "short.gguf"
     path.write_bytes(tiny_path.read_bytes()[:-100])
     died = pw.GuestTrapError("load", "out of bounds")
-    error = explain_load_failure(path, died, NOTHING, None)
+    error = explain_load_failure(ModelSource(path), died, NOTHING, None)
     assert isinstance(error, pw.ModelFormatError)
     assert str(error).startswith("load short.gguf: tensor ")
 
 
 def test_unknown_architecture_is_unsupported(tiny_path: Path) -> None:
     log = LogExcerpt(("llama_model_load: error loading model: unknown model architecture: 'fancy'",))
-    error = explain_load_failure(tiny_path, None, log, None)
+    error = explain_load_failure(ModelSource(tiny_path), None, log, None)
     assert type(error) is pw.UnsupportedModelError
     assert str(error) == ("load tiny.gguf: unknown model architecture: 'fancy' (this llama.cpp build cannot run it)")
 
 
 def test_missing_tensor_is_a_format_error(tiny_path: Path) -> None:
     log = LogExcerpt(("llama_model_load: error loading model: missing tensor 'output.weight'",))
-    assert str(explain_load_failure(tiny_path, None, log, None)) == "load tiny.gguf: missing tensor 'output.weight'"
+    assert (
+        str(explain_load_failure(ModelSource(tiny_path), None, log, None))
+        == "load tiny.gguf: missing tensor 'output.weight'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_missing_tensor_is_a_format_error(tiny_path: Path) -> None:
 )
 def test_too_little_memory_tells_the_sizes(tiny_path: Path, cause: pw.PyllamaError | None) -> None:
     log = NOTHING if cause else LogExcerpt(("llama_model_load: error loading model: mmap failed: Out of memory",))
-    error = explain_load_failure(tiny_path, cause, log, 64 << 20)
+    error = explain_load_failure(ModelSource(tiny_path), cause, log, 64 << 20)
     assert isinstance(error, pw.OutOfMemoryError)
     assert "the sandbox at most 64 MiB" in error.reason
     assert error.hint == "raise memory_limit_bytes"
@@ -49,26 +52,7 @@ def test_too_little_memory_tells_the_sizes(tiny_path: Path, cause: pw.PyllamaErr
 def test_death_of_the_guest_keeps_its_kind_and_backtrace(tiny_path: Path) -> None:
     died = pw.GuestAbortError("call", "GGML_ASSERT(x) failed")
     died.backtrace = "frames"
-    error = explain_load_failure(tiny_path, died, NOTHING, None)
+    error = explain_load_failure(ModelSource(tiny_path), died, NOTHING, None)
     assert type(error) is pw.GuestAbortError
     assert str(error) == "load tiny.gguf: GGML_ASSERT(x) failed"
     assert error.backtrace == "frames"
-
-
-def test_check_file_looks_only_at_the_start(tiny_path: Path, tmp_path: Path) -> None:
-    check_file(tiny_path)
-    with pytest.raises(pw.ModelFileError, match=r"load missing\.gguf: No such file"):
-        check_file(tmp_path / "missing.gguf")
-    other = tmp_path / "x.gguf"
-    other.write_bytes(b"\x7fELF" + bytes(50))
-    with pytest.raises(pw.ModelFormatError, match=r"load x\.gguf: it starts with"):
-        check_file(other)
-
-
-def test_other_parts_of_a_split_model_follow_llama_cpps_naming(write_tiny: Callable[..., Path]) -> None:
-    from pyllama_wasm.loaded_model import _other_parts
-
-    first = Path("d/m-00001-of-00003.gguf")
-    assert _other_parts(first) == [Path("d/m-00002-of-00003.gguf"), Path("d/m-00003-of-00003.gguf")]
-    for name in ("m.gguf", "m-1-of-3.gguf", "m-00001-of-00003.bin", "m-0000x-of-00003.gguf"):
-        assert _other_parts(Path(name)) == []

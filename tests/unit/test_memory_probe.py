@@ -25,3 +25,9 @@ def test_whole_is_close_to_what_was_measured() -> None:
     # 143 MiB of growth were measured for this context, the reserve not included.
     total = sum(context_pieces(SMOLLM2, ContextParams(n_ctx=4096, n_batch=512, n_outputs_max=1), 8192)[:3])
     assert 130 << 20 < total < 160 << 20
+
+
+def test_short_cache_of_a_sliding_window_is_no_reason_to_refuse() -> None:
+    shape = ModelShape(n_layer=26, n_embd=1152, n_ff=6912, n_vocab=1, n_embd_k=256, n_embd_v=256, n_swa=512)
+    whole, short = (context_pieces(shape, ContextParams(n_ctx=8192, swa_full=full), 8192)[0] for full in (True, False))
+    assert (whole, short) == (208 << 20, 26 << 20)
