@@ -1,18 +1,20 @@
-"""A context: the KV cache and the buffers to compute with: ``llama_context``."""
+"""A context: the memory of some sequences and the buffers to compute with: ``llama_context``."""
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from . import _abi
+from ._batch_check import BatchLimits, check_batch
+from ._context_outputs import ContextOutputs
+from ._context_setup import check_context_params, context_struct
 from ._guest_batch import GuestBatch
 from ._memory_probe import context_pieces, probe_memory
+from .adapter import ControlVector, LoraAdapter, apply_control_vector, apply_loras
 from .errors import (
     CancelledError,
     ClosedError,
@@ -21,8 +23,12 @@ from .errors import (
     OutOfMemoryError,
     RequestError,
     SandboxError,
+    UnsupportedModelError,
 )
-from .params import ContextParams
+from .memory import Memory
+from .params import POOLING_TYPES, ContextParams
+from .state import State
+from .types import ContextPerf
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -33,20 +39,8 @@ __all__ = ["Context"]
 
 T = TypeVar("T")
 
-_COPIED = (
-    "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "rope_freq_base", "rope_freq_scale",
-    "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx",
-    "embeddings", "swa_full", "kv_unified",
-)  # fmt: skip
-_ENUMS = {
-    "rope_scaling_type": "LLAMA_ROPE_SCALING_TYPE_",
-    "pooling_type": "LLAMA_POOLING_TYPE_",
-    "attention_type": "LLAMA_ATTENTION_TYPE_",
-    "flash_attn_type": "LLAMA_FLASH_ATTN_TYPE_",
-}
 
-
-class Context:
+class Context(ContextOutputs):
     """Made by ``Model.context``; closed by ``close``, by ``with`` or with its model. Usable from any thread."""
 
     n_ctx: int
@@ -71,7 +65,11 @@ class Context:
         """Create it with ``llama_init_from_model``; raises ``OutOfMemoryError`` or ``RequestError``."""
         self.model, self.params = model, params
         self._native, self._ptr = model.native, 0
-        self._outputs: dict[int, int] = {}
+        self._forget_outputs()
+        # What llama.cpp only notes down and carries out at the beginning of the next decode.
+        self._is_shift_pending = self._is_copy_pending = False
+        self._encoded_seqs: frozenset[int] = frozenset()
+        self._loras: dict[LoraAdapter, float] = {}
         if model.params.vocab_only:
             raise RequestError("create a context", "the model was loaded with vocab_only", "load it with its weights")
         model._run(self._create, "create a context")
@@ -81,96 +79,182 @@ class Context:
         """Whether ``close`` was called on the context or on its model."""
         return not self._ptr or self.model.is_closed
 
+    @property
+    def memory(self) -> Memory:
+        """The KV cache or recurrent state: remove, copy and move what sequences remember."""
+        return Memory(self)
+
+    @property
+    def state(self) -> State:
+        """The content of the memory as bytes or file, of all sequences or of one."""
+        return State(self)
+
     def decode(self, batch: Batch) -> None:
-        """Compute ``batch``: ``llama_decode``. Logits of an earlier call become invalid.
+        """Compute ``batch``: ``llama_decode``. Logits and embeddings of an earlier call become invalid.
 
         The batch is checked first: ``RequestError`` for a token outside the vocabulary, an unknown sequence, more
         tokens than ``n_batch`` or positions that do not follow the sequence's last one; ``ContextFullError`` when the
         KV cache has no room, which leaves it unchanged. ``CancelledError`` after ``Model.cancel``: what was computed
-        until then remains in the KV cache.
+        until then remains in the KV cache. A model without a memory (BERT and the like) encodes instead. A model with
+        encoder and decoder must have encoded each sequence before: ``encode``.
         """
-        self._check_batch(batch)
-        outputs = {i: rank for rank, i in enumerate(batch.outputs())}
+        check_batch(batch, self._limits, "decode")
+        outputs = self._outputs_of(batch, self._limits.all_outputs)
 
         def job() -> None:
             self._check_open("decode")
-            self._decode(self._guest_batch.write(batch), outputs)
+            if self._needs_encode:
+                self._check_encoded(batch)
+            try:
+                self._decode(self._guest_batch.write(batch), outputs)
+            except RequestError:
+                self._check_positions(batch)
+                raise
 
         self.model._run_cancellable(job, "decode")
 
-    def logits(self, i: int = -1) -> npt.NDArray[np.float32]:
-        """Return the logits after token ``i`` of the last batch as a read-only view of shape ``(n_vocab,)``.
+    def encode(self, batch: Batch) -> None:
+        """Compute ``batch`` with the model's encoder: ``llama_encode``.
 
-        ``i`` is an index into the batch whose logits were asked for; negative ones count these from the end. The
-        view is guest memory: it is valid until the next ``decode`` or ``close``; copy it to keep it.
+        All tokens attend to all of their sequence and must fit ``n_ubatch``; every token is an output. For a model
+        with a decoder too (T5) the result is what ``decode`` looks at from then on, for the batch's sequences only.
+        Raises as ``decode`` does, and ``UnsupportedModelError`` for a model that only decodes.
         """
-        rank = self._output_rank(i)
-        n_vocab = self.model.vocab.n_tokens
-
-        def job() -> npt.NDArray[np.float32]:
-            # By rank from the end, because single-output batches of the generator carry no index of their own.
-            ptr = self._native.llama_get_logits_ith(self._ptr, rank - len(self._outputs))
-            if not ptr:
-                raise SandboxError("get logits", "the guest has none for this token")
-            view: npt.NDArray[np.float32] = self._native.engine.memory.view(int(ptr), (n_vocab,), np.float32)
-            return view
-
-        return self._run(job, "get logits")
-
-    def memory_clear(self, data: bool = False) -> None:
-        """Forget every sequence: ``llama_memory_clear``; ``data`` also overwrites the buffers."""
-        self._run(lambda: self._native.llama_memory_clear(self._memory, data), "clear the KV cache")
-
-    def memory_seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
-        """Remove the positions ``p0`` to ``p1 - 1`` of a sequence; negative bounds are open: ``llama_memory_seq_rm``.
-
-        Returns ``False`` when this kind of memory cannot remove a part; ``seq_id`` -1 means every sequence.
-        """
-        if seq_id != -1:
-            self._check_seq(seq_id)
-        return self._run(
-            lambda: bool(self._native.llama_memory_seq_rm(self._memory, seq_id, p0, p1)), "remove from the KV cache"
-        )
-
-    def memory_seq_cp(self, source: int, target: int, p0: int = -1, p1: int = -1) -> None:
-        """Copy the positions ``p0`` to ``p1 - 1`` of one sequence to another: ``llama_memory_seq_cp``."""
-        self._check_seq(source)
-        self._check_seq(target)
-        if source != target and not self.params.kv_unified and (p0 > 0 or p1 >= 0):
-            raise RequestError(
-                "copy a sequence", "a part can be copied only within a unified KV buffer", "set kv_unified=True"
-            )
-        self._run(lambda: self._native.llama_memory_seq_cp(self._memory, source, target, p0, p1), "copy a sequence")
-
-    def memory_seq_keep(self, seq_id: int) -> None:
-        """Forget every other sequence: ``llama_memory_seq_keep``."""
-        self._check_seq(seq_id)
-        self._run(lambda: self._native.llama_memory_seq_keep(self._memory, seq_id), "keep a sequence")
-
-    def memory_seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
-        """Shift positions by ``delta``: ``llama_memory_seq_add``; ``RequestError`` where the memory cannot shift."""
-        self._check_seq(seq_id)
+        if self._memory and not self.model.has_encoder:
+            raise UnsupportedModelError("encode", "the model has no encoder", "use decode")
+        limits = dataclasses.replace(self._limits, must_fit_ubatch=True, must_be_equal=False, all_outputs=True)
+        check_batch(batch, limits, "encode")
+        outputs = self._outputs_of(batch, True)
+        _, _, n_seq_id, seq_id = batch.arrays()
+        seqs = frozenset(int(s) for row, n in zip(seq_id, n_seq_id, strict=True) for s in row[:n])
 
         def job() -> None:
-            if not self._native.llama_memory_can_shift(self._memory):
-                raise RequestError("shift a sequence", "this model's memory cannot shift positions")
-            self._native.llama_memory_seq_add(self._memory, seq_id, p0, p1, delta)
+            self._check_open("encode")
+            self._encode(self._guest_batch.write(batch), outputs, seqs)
 
-        self._run(job, "shift a sequence")
+        self.model._run_cancellable(job, "encode")
 
-    def memory_seq_pos_max(self, seq_id: int = 0) -> int:
-        """Return the last position of a sequence, -1 when it is empty: ``llama_memory_seq_pos_max``."""
-        self._check_seq(seq_id)
-        return self._run(
-            lambda: int(self._native.llama_memory_seq_pos_max(self._memory, seq_id)), "look into the KV cache"
-        )
+    def warmup(self) -> None:
+        """Compute one small batch and forget it: ``llama_set_warmup``.
 
-    def memory_seq_pos_min(self, seq_id: int = 0) -> int:
-        """Return the first position of a sequence, -1 when it is empty: ``llama_memory_seq_pos_min``."""
-        self._check_seq(seq_id)
-        return self._run(
-            lambda: int(self._native.llama_memory_seq_pos_min(self._memory, seq_id)), "look into the KV cache"
-        )
+        The first real one then finds its weights read. Raises ``RequestError`` unless the context is empty.
+        """
+        if any(self.memory.seq_pos_max(seq) >= 0 for seq in range(self.n_seq_max)):
+            raise RequestError("warm up", "the context is not empty", "warm up first, or clear it")
+        native, vocab = self._native, self.model.vocab
+        ends = [token for token in (vocab.bos, vocab.eos) if token is not None]
+        tokens = (ends or [0])[: min(self.n_batch, self.n_ubatch, self.n_outputs_max)]
+
+        def job() -> None:
+            self._check_open("warm up")
+            native.llama_set_warmup(self._ptr, True)
+            try:
+                outputs = {i: i for i in range(len(tokens))}
+                if self._needs_encode:
+                    self._encode(self._guest_batch.write_tokens(tokens, 0, True), outputs, frozenset((0,)))
+                self._decode(self._guest_batch.write_tokens(tokens, 0, True), outputs)
+            finally:
+                native.llama_memory_clear(self._memory, True)
+                native.llama_synchronize(self._ptr)
+                native.llama_perf_context_reset(self._ptr)
+                native.llama_set_warmup(self._ptr, False)
+                self._forget_outputs()
+                self._encoded_seqs = frozenset()
+
+        self.model._run_cancellable(job, "warm up")
+
+    def synchronize(self) -> None:
+        """Wait for the computation to end: ``llama_synchronize``. ``decode`` and all that reads outputs do so."""
+        self._run(lambda: self._native.llama_synchronize(self._ptr), "synchronize")
+
+    def set_embeddings(self, value: bool) -> None:
+        """Compute embeddings from the next ``decode`` on, or only logits: ``llama_set_embeddings``.
+
+        With embeddings every token of a batch is an output. ``RequestError`` for pooled ones in a
+        context that was made without, unless its sizes happen to suit.
+        """
+        _check_flag("set embeddings", value)
+        is_planned = self.params.embeddings or self.pooling_type == "none"
+        if value and not is_planned and (self.n_outputs_max < self.n_ubatch or self.n_ubatch % self.n_seq_max):
+            raise RequestError(
+                "set embeddings", "the context was not made for pooling them", "make it with embeddings=True"
+            )
+
+        def job() -> None:
+            self._native.llama_set_embeddings(self._ptr, value)
+            self._is_embedding = value
+            self._update_limits()
+
+        self._run(job, "set embeddings")
+
+    @property
+    def causal_attn(self) -> bool:
+        """Whether tokens attend only to earlier ones: ``llama_get_causal_attn``."""
+        return self._run(lambda: bool(self._native.llama_get_causal_attn(self._ptr)), "get causal attention")
+
+    def set_causal_attn(self, value: bool) -> None:
+        """Let tokens attend only to earlier ones, or to all: ``llama_set_causal_attn``.
+
+        Without it a batch must fit ``n_ubatch``.
+        """
+        _check_flag("set causal attention", value)
+
+        def job() -> None:
+            self._native.llama_set_causal_attn(self._ptr, value)
+            self._is_causal = value
+            self._update_limits()
+
+        self._run(job, "set causal attention")
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that decode single tokens: ``llama_n_threads``."""
+        return self._run(lambda: int(self._native.llama_n_threads(self._ptr)), "get the threads")
+
+    @property
+    def n_threads_batch(self) -> int:
+        """Threads that compute batches: ``llama_n_threads_batch``."""
+        return self._run(lambda: int(self._native.llama_n_threads_batch(self._ptr)), "get the threads")
+
+    def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Use so many threads, 1 to the engine's number, for tokens and for batches: ``llama_set_n_threads``."""
+        n_max = self.model.engine.n_threads
+        n_batch = n_threads if n_threads_batch is None else n_threads_batch
+        for n in (n_threads, n_batch):
+            if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= n_max:
+                reason = f"{n!r} is not a number from 1 to the sandbox's {n_max}"
+                raise RequestError("set the threads", reason, "load the model with more n_threads")
+        self._run(lambda: self._native.llama_set_n_threads(self._ptr, n_threads, n_batch), "set the threads")
+
+    def set_loras(self, adapters: Mapping[LoraAdapter, float] | Iterable[LoraAdapter]) -> None:
+        """Apply these LoRA adapters, and no others, from the next ``decode`` on: ``llama_set_adapters_lora``.
+
+        A mapping gives each its scale, else it is 1; 0 leaves one out and no adapters at all turn them off. What the
+        KV cache holds stays as it was computed: clear it to begin anew. Raises ``RequestError`` for an adapter of
+        another model and ``ClosedError`` for a closed one.
+        """
+        apply_loras(self, adapters)
+
+    def set_control_vector(self, vector: ControlVector | None, il_start: int = 1, il_end: int | None = None) -> None:
+        """Add a control vector to the hidden states, ``None`` for none, from the next ``decode`` on.
+
+        It acts on the layers ``il_start`` to ``il_end``, by default all but layer 0, which has none:
+        ``llama_set_adapter_cvec``. Raises ``RequestError`` when its width or its layers are not the model's.
+        """
+        apply_control_vector(self, vector, il_start, il_end)
+
+    def perf(self) -> ContextPerf:
+        """Return llama.cpp's counters of this context: ``llama_perf_context``; all zero with ``no_perf``."""
+
+        def job() -> ContextPerf:
+            struct = self._native.llama_perf_context(self._ptr)
+            return ContextPerf(**{f.name: struct[f.name] for f in dataclasses.fields(ContextPerf)})
+
+        return self._run(job, "get performance counters")
+
+    def perf_reset(self) -> None:
+        """Start counting anew: ``llama_perf_context_reset``."""
+        self._run(lambda: self._native.llama_perf_context_reset(self._ptr), "reset performance counters")
 
     def close(self) -> None:
         """Free the context: ``llama_free``. Doing it twice is fine."""
@@ -205,10 +289,12 @@ class Context:
     def _create(self) -> None:
         native, model = self._native, self.model
         model._drain_trash()
+        self._architecture = model._meta("general.architecture")
+        check_context_params(model, self.params, self._architecture)
         pieces = context_pieces(model._shape(), self.params, model.n_ctx_train)
         probe_memory(native, pieces, "create a context", _MEMORY_HINT)
         mark = model.guest_log.mark()
-        ptr = int(native.llama_init_from_model(model._ptr, self._struct()))
+        ptr = int(native.llama_init_from_model(model._ptr, context_struct(model, self.params, self._architecture)))
         if not ptr:
             log = model.guest_log.since(mark)
             reason = log.reason("the guest could not create it")
@@ -216,18 +302,9 @@ class Context:
                 raise OutOfMemoryError("create a context", reason, _MEMORY_HINT)
             raise RequestError("create a context", reason)
         try:
-            self.n_ctx = int(native.llama_n_ctx(ptr))
-            self.n_ctx_seq = int(native.llama_n_ctx_seq(ptr))
-            self.n_batch = int(native.llama_n_batch(ptr))
-            self.n_ubatch = int(native.llama_n_ubatch(ptr))
-            self.n_seq_max = int(native.llama_n_seq_max(ptr))
-            self.n_outputs_max = min(self.params.n_outputs_max or self.n_batch, self.n_batch)
-            self._memory = int(native.llama_get_memory(ptr))
-            # Without a KV cache or causal attention every token attends to all, so all must be computed at once.
-            self._n_tokens_max = self.n_batch
-            if not self._memory or not native.llama_get_causal_attn(ptr):
-                self._n_tokens_max = self.n_ubatch
-            self._guest_batch = GuestBatch(native, self.n_batch, self.n_seq_max)
+            self._read_properties(ptr)
+            n_pos = model.n_ctx_train if self._architecture in _LEARNED_POSITIONS else 0
+            self._guest_batch = GuestBatch(native, self.n_batch, self.n_seq_max, n_pos)
             model._threadpool().attach(ptr)
         except BaseException:
             with suppress(GuestDiedError):  # the first error tells why
@@ -246,66 +323,72 @@ class Context:
         self._finalizer = weakref.finalize(self, model._trash.append, free)
         self._finalizer.atexit = False
 
-    def _struct(self) -> Struct:
-        """Return ``llama_context_params``; on the engine thread."""
-        native, params, engine = self._native, self.params, self.model.engine
-        struct: Struct = native.llama_context_default_params()
-        for name in _COPIED:
-            struct[name] = getattr(params, name)
-        for name, prefix in _ENUMS.items():
-            struct[name] = getattr(_abi, prefix + getattr(params, name).upper())
-        for name in ("type_k", "type_v"):
-            struct[name] = getattr(_abi, "GGML_TYPE_" + getattr(params, name).upper())
-        # More threads than the pool has would make ggml start a pool of its own for every graph.
-        struct["n_threads"] = min(params.n_threads or engine.n_threads, engine.n_threads)
-        struct["n_threads_batch"] = min(params.n_threads_batch or engine.n_threads, engine.n_threads)
-        # The guest asserts n_outputs_max >= n_seq_max when it makes its first output buffer.
-        if 0 < params.n_outputs_max < params.n_seq_max:
-            struct["n_outputs_max"] = params.n_seq_max
-        struct["n_batch"] = max(params.n_batch, params.n_seq_max)
-        struct["abort_callback"] = int(native.call("pw_abort_callback") or 0)
-        return struct
+    def _read_properties(self, ptr: int) -> None:
+        native, model, params = self._native, self.model, self.params
+        self.n_ctx = int(native.llama_n_ctx(ptr))
+        self.n_ctx_seq = int(native.llama_n_ctx_seq(ptr))
+        self.n_batch = int(native.llama_n_batch(ptr))
+        self.n_ubatch = int(native.llama_n_ubatch(ptr))
+        self.n_seq_max = int(native.llama_n_seq_max(ptr))
+        self.n_outputs_max = self.n_batch
+        if params.n_outputs_max and not model.has_encoder:
+            self.n_outputs_max = min(params.n_outputs_max, self.n_batch)
+        self.pooling_type = POOLING_TYPES[int(native.llama_pooling_type(ptr)) + 1]
+        self._memory = int(native.llama_get_memory(ptr))
+        self._needs_encode = bool(self._memory) and model.has_encoder
+        self._is_embedding, self._is_causal = params.embeddings, bool(native.llama_get_causal_attn(ptr))
+        self._n_embd_out = int(native.llama_model_n_embd_out(model._ptr))
+        self._n_cls_out = int(native.llama_model_n_cls_out(model._ptr))
+        has_mrope = int(native.llama_model_rope_type(model._ptr)) in _MROPE_TYPES
+        self._n_embd_inp = 0 if has_mrope else int(native.llama_model_n_embd_inp(model._ptr))
+        # The size of nothing tells how many caches a state consists of.
+        self._empty_state_bytes = int(native.llama_state_seq_get_size(ptr, 0)) if self._memory else 0
+        self._update_limits()
 
-    def _check_seq(self, seq_id: int) -> None:
-        if isinstance(seq_id, bool) or not isinstance(seq_id, (int, np.integer)) or not 0 <= seq_id < self.n_seq_max:
-            raise RequestError(
-                "use a sequence", f"sequence {seq_id!r} is not an integer from 0 to {self.n_seq_max - 1}"
-            )
+    def _update_limits(self) -> None:
+        """Work out what ``decode`` takes as the context is set now."""
+        # Without a KV cache or causal attention every token attends to all, so all must be computed at once.
+        is_pooled = self._is_embedding and self.pooling_type in ("mean", "cls", "rank")
+        at_once = not self._memory or not self._is_causal or is_pooled
+        is_separate = not self.params.kv_unified and self.n_seq_max > 1
+        self._limits = BatchLimits(
+            n_ctx=self.n_ctx if self._memory else max(self.n_ctx, self.n_batch),
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            n_seq_max=self.n_seq_max,
+            n_outputs_max=self.n_outputs_max,
+            n_vocab=self.model.vocab.n_tokens,
+            n_embd=self._n_embd_inp,
+            is_unified=not is_separate or not self._memory,
+            must_fit_ubatch=at_once,
+            must_be_equal=at_once and bool(self._memory) and is_separate,
+            all_outputs=self._is_embedding or not self._memory,
+        )
 
-    def _check_batch(self, batch: Batch) -> None:
-        """Raise for everything the guest would answer with an assertion or with a message that says too little."""
-        n = batch.n_tokens
-        if not n:
-            raise RequestError("decode", "the batch is empty")
-        if n > self.n_ctx:
-            raise ContextFullError("decode", f"{n} tokens do not fit into a context of {self.n_ctx}", "raise n_ctx")
-        if n > self._n_tokens_max:
-            name = "n_batch" if self._n_tokens_max == self.n_batch else "n_ubatch"
-            hint = "decode them in parts" if name == "n_batch" else "non-causal attention needs them at once: raise it"
-            raise RequestError("decode", f"{n} tokens exceed {name} = {self._n_tokens_max}", hint)
-        token, _, n_seq_id, seq_id = batch.arrays()
-        if int(token.max()) >= self.model.vocab.n_tokens:
-            raise RequestError(
-                "decode", f"token {int(token.max())} is not in the vocabulary of {self.model.vocab.n_tokens} tokens"
-            )
-        used = seq_id[np.arange(seq_id.shape[1])[None, :] < n_seq_id[:, None]]
-        if int(used.max()) >= self.n_seq_max:
-            raise RequestError(
-                "decode", f"sequence {int(used.max())} exceeds n_seq_max = {self.n_seq_max}", "raise n_seq_max"
-            )
-        n_outputs = n if self.params.embeddings else int(np.count_nonzero(batch.logits_flags()))
-        if n_outputs > self.n_outputs_max:
-            raise RequestError(
-                "decode", f"outputs of {n_outputs} tokens exceed n_outputs_max = {self.n_outputs_max}", "ask for fewer"
-            )
+    def _outputs_of(self, batch: Batch, all_outputs: bool) -> dict[int, int]:
+        """Return the row of each output by its index in the batch."""
+        return {i: rank for rank, i in enumerate(range(batch.n_tokens) if all_outputs else batch.outputs())}
 
-    def _output_rank(self, i: int) -> int:
-        n = len(self._outputs)
-        if i < 0 and -n <= i:
-            return n + i
-        if i in self._outputs:
-            return self._outputs[i]
-        raise RequestError("get logits", f"the last batch asked for no logits of token {i}", "add it with logits=True")
+    def _check_encoded(self, batch: Batch) -> None:
+        """Raise unless the encoder has seen every sequence; the guest would assert or compute with nothing."""
+        _, _, n_seq_id, seq_id = batch.arrays()
+        seqs = {int(s) for row, n in zip(seq_id, n_seq_id, strict=True) for s in row[:n]}
+        if missing := seqs - self._encoded_seqs:
+            reason = f"sequence {min(missing)} was not encoded"
+            raise RequestError("decode", reason, "give its input to encode first")
+
+    def _check_positions(self, batch: Batch) -> None:
+        """Raise if the positions are why the guest refused ``batch``; on the engine thread."""
+        _, pos, n_seq_id, seq_id = batch.arrays()
+        for seq in {int(s) for row, n in zip(seq_id, n_seq_id, strict=True) for s in row[:n]}:
+            rows = [i for i, n in enumerate(n_seq_id) if seq in seq_id[i, :n]]
+            found = sorted({int(pos[i]) for i in rows})
+            last = int(self._native.llama_memory_seq_pos_max(self._memory, seq))
+            if last >= 0 and found[0] != last + 1:
+                reason = f"sequence {seq} goes on at position {found[0]} and has {last} as its last one"
+                raise RequestError("decode", reason, "go on at the next one, or remove what comes after")
+            if found[-1] - found[0] >= len(found):
+                raise RequestError("decode", f"the positions of sequence {seq} are not continuous")
 
     def _prefill(self, tokens: Sequence[int], pos: int, logits_last: bool) -> None:
         """Decode checked tokens of sequence 0; on the engine thread."""
@@ -317,26 +400,58 @@ class Context:
         self._decode(self._guest_batch.write_one(token, pos), _ONE_OUTPUT)
 
     def _decode(self, struct: Struct, outputs: dict[int, int]) -> None:
+        """Run ``llama_decode``; ``outputs``: row by index in the batch; on the engine thread."""
         self._outputs = {}
         mark = self.model.guest_log.mark()
         code = int(self._native.llama_decode(self._ptr, struct))
-        if code == 0:
-            self._outputs = outputs
-            return
+        if code != -1:  # refused before anything was done
+            self._is_shift_pending = self._is_copy_pending = False
+        if code:
+            raise self._failure(code, mark, "decode")
+        self._outputs = outputs
+        self._has_logits, self._has_embeddings = self._architecture not in _NO_LOGITS, self._is_embedding
+
+    def _encode(self, struct: Struct, outputs: dict[int, int], seqs: frozenset[int]) -> None:
+        """Run ``llama_encode`` for these sequences; on the engine thread."""
+        self._forget_outputs()
+        mark = self.model.guest_log.mark()
+        code = int(self._native.llama_encode(self._ptr, struct))
+        if code:
+            raise self._failure(code, mark, "encode")
+        self._outputs, self._encoded_seqs = outputs, seqs
+        self._has_logits = not self.model.has_encoder and self._architecture not in _NO_LOGITS
+        # T5 keeps the encoder's output for its decoder, asked for or not.
+        self._has_embeddings = self._is_embedding or self._needs_encode
+
+    def _failure(self, code: int, mark: int, operation: str) -> Exception:
+        """Return the exception for what ``llama_decode`` or ``llama_encode`` answered."""
         if code == 1:
-            raise ContextFullError(
-                "decode", f"no room in the KV cache of {self.n_ctx} tokens", "raise n_ctx or remove a sequence"
-            )
+            reason = f"no room in the KV cache of {self.n_ctx} tokens"
+            return ContextFullError(operation, reason, "raise n_ctx or remove a sequence")
         if code == 2:
-            raise CancelledError("decode", "it was cancelled")
+            return CancelledError(operation, "it was cancelled")
         log = self.model.guest_log.since(mark)
-        reason = log.reason(f"llama_decode answered {code}")
+        reason = log.reason(f"llama_{operation} answered {code}")
         if log.is_out_of_memory:
-            raise OutOfMemoryError("decode", reason, "raise memory_limit_bytes")
-        if code == -1:
-            raise RequestError("decode", reason)
-        raise SandboxError("decode", reason)
+            return OutOfMemoryError(operation, reason, "raise memory_limit_bytes")
+        return RequestError(operation, reason) if code == -1 else SandboxError(operation, reason)
 
 
 _ONE_OUTPUT = {0: 0}
 _MEMORY_HINT = "lower n_ctx or raise memory_limit_bytes"
+
+_MROPE_TYPES = (_abi.LLAMA_ROPE_TYPE_MROPE, _abi.LLAMA_ROPE_TYPE_IMROPE, _abi.LLAMA_ROPE_TYPE_VISION)
+
+# Architectures with a table of positions, which the guest asserts on when it is left.
+_LEARNED_POSITIONS = frozenset({"bert", "gpt2", "mpt", "starcoder"})
+
+# Architectures that compute embeddings only; the guest's buffer of logits then holds zeros.
+_NO_LOGITS = frozenset({
+    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
+    "gemma-embedding", "gemma-embedding2", "t5encoder",
+})  # fmt: skip
+
+
+def _check_flag(operation: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(operation, f"{value!r} is neither True nor False")

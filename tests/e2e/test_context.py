@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_logits_of_several_tokens(context: pw.Context) -> None:
     assert np.array_equal(context.logits(1), context.logits(-2))
     assert np.array_equal(context.logits(3), context.logits(-1))
     second = context.logits(1).copy()
-    context.memory_clear()
+    context.memory.clear()
     context.decode(batch_of([5, 6]))
     assert np.allclose(context.logits(), second, atol=1e-4)
 
@@ -62,39 +63,11 @@ def test_logits_of_several_tokens(context: pw.Context) -> None:
 def test_sequences_do_not_see_each_other(context: pw.Context) -> None:
     context.decode(batch_of([5, 6, 7], seq_id=0))
     alone = context.logits().copy()
-    context.memory_clear()
+    context.memory.clear()
     context.decode(batch_of([9, 10, 11, 12], seq_id=1))
     context.decode(batch_of([5, 6, 7], seq_id=0))
     assert np.allclose(context.logits(), alone, atol=1e-4)
-    assert (context.memory_seq_pos_max(0), context.memory_seq_pos_max(1)) == (2, 3)
-
-
-def test_kv_cache_can_be_edited(context: pw.Context) -> None:
-    context.decode(batch_of([5, 6, 7, 8]))
-    context.memory_seq_cp(0, 1)
-    assert context.memory_seq_pos_max(1) == 3
-    assert context.memory_seq_rm(0, 2)
-    assert context.memory_seq_pos_max(0) == 1
-    context.memory_seq_keep(1)
-    assert context.memory_seq_pos_max(0) == -1
-    context.memory_seq_add(1, 0, -1, 5)
-    assert (context.memory_seq_pos_min(1), context.memory_seq_pos_max(1)) == (5, 8)
-    context.memory_clear()
-    assert context.memory_seq_pos_max(1) == -1
-
-
-@pytest.mark.parametrize("seq_id", [-1, 2, True, 1.0])
-def test_unknown_sequences_are_refused(context: pw.Context, seq_id: int) -> None:
-    with pytest.raises(pw.RequestError, match="use a sequence"):
-        context.memory_seq_pos_max(seq_id)
-
-
-def test_part_of_a_sequence_is_copied_only_in_a_unified_cache(tiny: pw.Model) -> None:
-    with tiny.context(n_ctx=512, n_seq_max=2) as separate:
-        separate.decode(batch_of([5, 6, 7]))
-        separate.memory_seq_cp(0, 1)
-        with pytest.raises(pw.RequestError, match="set kv_unified=True"):
-            separate.memory_seq_cp(0, 1, 1, 2)
+    assert (context.memory.seq_pos_max(0), context.memory.seq_pos_max(1)) == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +84,7 @@ def test_bad_batches_are_refused_and_the_context_lives_on(context: pw.Context, b
     with pytest.raises(pw.RequestError, match=f"decode: .*{reason}"):
         context.decode(batch)
     context.decode(batch_of([7], pos=2))
-    assert context.memory_seq_pos_max(0) == 2
+    assert context.memory.seq_pos_max(0) == 2
 
 
 def test_sequence_beyond_the_context_is_refused(tiny: pw.Model) -> None:
@@ -147,8 +120,8 @@ def test_full_context_is_told_and_keeps_what_it_has(context: pw.Context) -> None
         context.decode(batch_of([5] * 64, pos=start))
     with pytest.raises(pw.ContextFullError, match="no room in the KV cache of 256 tokens"):
         context.decode(batch_of([5], pos=256))
-    assert context.memory_seq_pos_max(0) == 255
-    context.memory_seq_rm(0, 200)
+    assert context.memory.seq_pos_max(0) == 255
+    context.memory.seq_rm(0, 200)
     context.decode(batch_of([5], pos=200))
 
 
@@ -202,3 +175,130 @@ def test_dropped_contexts_are_freed(tiny: pw.Model) -> None:
     for _ in range(20):
         tiny.context(n_ctx=256)
     assert heap() - before < 4 << 20
+
+
+@pytest.mark.parametrize(("n_ctx", "n_seq_max"), [(1, 4), (2, 256)])
+def test_contexts_smaller_than_their_sequences_are_possible(tiny: pw.Model, n_ctx: int, n_seq_max: int) -> None:
+    with tiny.context(n_ctx=n_ctx, n_seq_max=n_seq_max, kv_unified=True, n_outputs_max=1) as many:
+        many.decode(batch_of([5], seq_id=1))
+        assert np.isfinite(many.logits()).all()
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "iq4_nl"])
+@pytest.mark.parametrize("flash_attn_type", ["enabled", "disabled", "auto"])
+def test_quantized_caches_want_heads_of_whole_blocks(
+    write_tiny: Callable[..., Path], tmp_path: Path, kind: str, flash_attn_type: str
+) -> None:
+    """Without flash attention the guest asserts on it."""
+    with pw.Model(write_tiny(tmp_path / "narrow.gguf", n_embd=48), n_threads=1) as narrow:
+        for name in ("type_k", "type_v"):
+            params = pw.ContextParams(n_ctx=256, flash_attn_type=flash_attn_type, **{name: kind})  # type: ignore[arg-type]
+            with pytest.raises(pw.RequestError, match="has blocks of 32, an attention head 24 numbers"):
+                narrow.context(params)
+        assert narrow.generate("a", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_yarn_leaves_the_model_as_it_was(tiny: pw.Model) -> None:
+    with tiny.context(rope_scaling_type="yarn", rope_freq_scale=0.125, yarn_orig_ctx=512) as made:
+        assert made.n_ctx == 512
+    with tiny.context() as made:
+        assert made.n_ctx == 512
+
+
+@pytest.mark.parametrize("tokens", [[5, 5], [7, 6]])
+def test_positions_follow_each_other(context: pw.Context, tokens: list[int]) -> None:
+    batch = pw.Batch(4)
+    batch.add_tokens(tokens, [3, 2])
+    with pytest.raises(pw.RequestError, match="positions of a sequence decrease"):
+        context.decode(batch)
+    batch.clear()
+    batch.add_tokens(tokens, [0, 2])
+    with pytest.raises(pw.RequestError, match="decode: the positions of sequence 0 are not continuous"):
+        context.decode(batch)
+    context.decode(batch_of([5, 6]))
+    for pos in (1, 3):
+        with pytest.raises(pw.RequestError, match=f"sequence 0 goes on at position {pos} and has 1 as its last one"):
+            context.decode(batch_of(tokens, pos=pos))
+    context.decode(batch_of(tokens, pos=2))
+
+
+def test_a_token_of_several_sequences_wants_a_unified_cache(tiny: pw.Model, context: pw.Context) -> None:
+    batch = pw.Batch(4, n_seq_max=2)
+    batch.add(5, 0, [0, 1], logits=True)
+    context.decode(batch)
+    assert [context.memory.seq_pos_max(seq) for seq in (0, 1)] == [0, 0]
+    with tiny.context(n_ctx=512, n_seq_max=2) as separate:
+        with pytest.raises(pw.RequestError, match="set kv_unified=True"):
+            separate.decode(batch)
+        separate.decode(batch_of([5], seq_id=1))
+
+
+def test_threads_can_be_set_at_run_time(tiny_path: Path) -> None:
+    with pw.Model(tiny_path, n_threads=2) as model, model.context(n_ctx=256, n_threads=1) as context:
+        assert (context.n_threads, context.n_threads_batch) == (1, 2)
+        found = []
+        for n in (1, 2):
+            context.set_n_threads(n)
+            assert (context.n_threads, context.n_threads_batch) == (n, n)
+            context.memory.clear()
+            context.decode(batch_of([5, 6, 7]))
+            found.append(context.logits().copy())
+        assert np.array_equal(found[0], found[1])
+        context.set_n_threads(1, 2)
+        assert (context.n_threads, context.n_threads_batch) == (1, 2)
+        for wrong in (0, 3, -1, 1.5, True):
+            with pytest.raises(pw.RequestError, match="set the threads"):
+                context.set_n_threads(wrong)  # type: ignore[arg-type]
+
+
+def test_counters_count_and_begin_anew(context: pw.Context, tiny: pw.Model) -> None:
+    context.decode(batch_of([5] * 20))
+    context.logits()
+    context.decode(batch_of([5], pos=20))
+    context.logits()
+    perf = context.perf()
+    assert (perf.n_p_eval, perf.n_eval) == (20, 1)
+    assert perf.t_p_eval_ms > 0
+    assert perf.t_eval_ms > 0
+    context.perf_reset()
+    again = context.perf()
+    assert (again.n_p_eval, again.t_p_eval_ms, again.t_eval_ms) == (1, 0.0, 0.0)
+    assert again.t_start_ms >= perf.t_start_ms
+    with tiny.context(n_ctx=256, no_perf=True) as silent:
+        silent.decode(batch_of([5] * 20))
+        silent.logits()
+        assert silent.perf().t_p_eval_ms == 0.0
+
+
+def test_warming_up_leaves_no_trace(context: pw.Context) -> None:
+    context.warmup()
+    assert context.memory.seq_pos_max() == -1
+    with pytest.raises(pw.RequestError, match="get logits"):
+        context.logits()
+    context.decode(batch_of([5, 6]))
+    expected = context.logits().copy()
+    with pytest.raises(pw.RequestError, match="the context is not empty"):
+        context.warmup()
+    context.memory.clear()
+    context.decode(batch_of([5, 6]))
+    assert np.array_equal(context.logits(), expected)
+    context.synchronize()
+
+
+def test_a_closed_context_says_so(tiny: pw.Model) -> None:
+    context = tiny.context(n_ctx=256)
+    context.decode(batch_of([5]))
+    context.close()
+    for call in (
+        context.logits,
+        context.all_logits,
+        context.perf,
+        context.warmup,
+        lambda: context.causal_attn,
+        lambda: context.n_threads,
+        lambda: context.set_embeddings(True),
+        lambda: context.set_loras([]),
+        lambda: context.decode(batch_of([5])),
+    ):
+        with pytest.raises(pw.ClosedError):
+            call()
