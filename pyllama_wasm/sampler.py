@@ -2,85 +2,223 @@
 
 from __future__ import annotations
 
-import struct
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ClosedError, GuestDiedError, RequestError
+from . import samplers
+from ._logits_processors import LogitsProcessor, LogitsProcessors
+from ._sampler_makers import SamplerMakers
+from ._sampler_parts import (
+    Parts,
+    accept_prompt,
+    accept_token,
+    apply_each,
+    check_logits,
+    clone_parts,
+    free_parts,
+    leaf_pointers,
+    nothing_chosen,
+    sample_checked,
+    sampling_error,
+    shape,
+)
+from .candidates import Candidates
+from .errors import CancelledError, ClosedError, GuestDiedError, GuestException, RequestError
 from .params import SamplingParams
 
 if TYPE_CHECKING:
     from .context import Context
     from .loaded_model import LoadedModel
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "SamplerPerf", "sample_many"]
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Sampler")
 
-_MIROSTAT_M = 100
-_NULL_TOKEN = -1
-
-# llama_token_data: what a candidate is in guest memory.
-_CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+_NO_TOKEN = 0xFFFFFFFF  # LLAMA_TOKEN_NULL as the unsigned result of a call
 
 
-class Sampler:
-    """A sampler chain as ``common_sampler_init`` builds it, and a grammar beside it.
+class SamplerPerf(NamedTuple):
+    """How much a chain has worked: ``llama_perf_sampler``."""
 
-    The grammar is asked only about the token that the chain chose, and the whole vocabulary is filtered only when
-    it objects: filtering first would cost far more than the model itself. Usable from any thread, for one
-    generation at a time.
+    t_sample_ms: float
+    """Milliseconds in the samplers; counted by chains made with ``no_perf=False`` only."""
+
+    n_sample: int
+    """How many tokens were accepted."""
+
+
+class Sampler(SamplerMakers):
+    """Chooses the next token. Usable from any thread, for one generation at a time.
+
+    ``Sampler(model, params)`` is the chain that ``common_sampler_init`` builds of ``SamplingParams``, and a grammar
+    beside it: the grammar is asked only about the token that the chain chose, and the whole vocabulary is filtered only
+    when it objects. ``Sampler.top_k(model, 40)`` and its like are single samplers, for a ``SamplerChain``.
+
+    A sampler lives until ``close``, until its model is closed, or in the chain it was added to. Samplers without Python
+    in them choose a token with one call into the sandbox.
     """
 
-    def __init__(self, model: LoadedModel, params: SamplingParams | None = None) -> None:
-        """Build the chain; raises ``RequestError`` for a grammar that does not parse or a bias of no token."""
-        self.model, self.params = model, params or SamplingParams()
-        self._native = model.native
-        self._ptr = self._grammar = 0
-        self._buffers: list[int] = []
-        self._history: list[int] = []
-        self._vocab_ptr = model._vocab_ptr
-        for token in self.params.logit_bias:
-            if token >= model.vocab.n_tokens:
-                raise RequestError("set logit_bias", f"token {token} is not in the vocabulary")
-        self._eog = model.vocab.eog_tokens() if self.params.ignore_eos else ()
-        model._run(self._create, "create a sampler")
+    params: SamplingParams | None
+    """What the chain was built of; ``None`` for a sampler made by hand."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        params: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+    ) -> None:
+        """Build the chain; raises ``RequestError`` for a grammar that does not parse or a bias of no token.
+
+        Each of ``logits_processors`` is called as ``f(tokens, logits)`` before a token is chosen: ``tokens`` are the
+        prompt's and those chosen so far (int32, read-only), ``logits`` the float32 array of shape ``(n_vocab,)``, which
+        it changes in place or replaces by returning another. ``-inf`` forbids a token.
+        """
+        params = params or SamplingParams()
+        self._attach(model, params, samplers.build_parts(model, params), logits_processors)
 
     @classmethod
-    def chain(cls, model: LoadedModel, params: SamplingParams | None = None) -> Sampler:
-        """Return ``Sampler(model, params)``."""
-        return cls(model, params)
+    def chain(
+        cls,
+        model: LoadedModel,
+        params: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+    ) -> Sampler:
+        """Return ``Sampler(model, params, logits_processors)``."""
+        return Sampler(model, params, logits_processors)
+
+    @classmethod
+    def _made(cls: type[S], model: LoadedModel, make: Callable[[], Parts], params: SamplingParams | None = None) -> S:
+        """Return a sampler of parts made on the engine thread."""
+        sampler = cls.__new__(cls)
+        sampler._attach(model, params, make)
+        return sampler
+
+    @classmethod
+    def _single(cls, model: LoadedModel, recipe: samplers.Recipe) -> Sampler:
+        def make() -> Parts:
+            leaf = recipe()
+            return Parts(leaf.ptr, [leaf])
+
+        return Sampler._made(model, make)
+
+    def _attach(
+        self,
+        model: LoadedModel,
+        params: SamplingParams | None,
+        make: Callable[[], Parts],
+        processors: Iterable[LogitsProcessor] = (),
+    ) -> None:
+        self.model, self.params = model, params
+        self._native = model.native
+        self._owner: Sampler | None = None
+        self._processors = LogitsProcessors(processors)
+        self._parts = Parts(0)
+
+        def create() -> None:
+            model._drain_trash()
+            self._own(make())
+
+        model._run(create, "create a sampler")
+
+    def _own(self, parts: Parts) -> None:
+        """Be the one that frees ``parts``; on the engine thread."""
+        self._parts, native = parts, self._native
+
+        def free() -> None:
+            free_parts(native, parts)
+
+        self._free = free
+        # A sampler that is dropped without close() is freed by the next one that is created.
+        self._finalizer = weakref.finalize(self, self.model._trash.append, free)
+        self._finalizer.atexit = False
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
-        """Whether ``close`` was called on the sampler or on its model."""
-        return not self._ptr or self.model.is_closed
+        """Whether ``close`` was called on the sampler, on the chain that owns it, or on its model."""
+        if self._owner is not None:
+            return self._owner.is_closed
+        return not self._parts.ptr or self.model.is_closed
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether a chain owns the sampler: it is then freed with the chain."""
+        return self._owner is not None
+
+    @property
+    def name(self) -> str:
+        """The sampler's own name: ``llama_sampler_name``; one that its arguments switch off begins with ``?``."""
+        return self._run(lambda: self._name(self._parts.ptr), "get a sampler's name")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all samplers in it, in the order they apply; the grammar beside them is not among them."""
+        return self._run(lambda: tuple(map(self._name, leaf_pointers(self._native, self._parts.ptr))), "get names")
 
     @property
     def seed(self) -> int:
-        """Return the seed in use, also when it was drawn: ``llama_sampler_get_seed``."""
-        return self._run(lambda: int(self._native.llama_sampler_get_seed(self._ptr)) & 0xFFFFFFFF, "get the seed")
+        """The seed in use, also when it was drawn: ``llama_sampler_get_seed``.
+
+        ``RANDOM_SEED`` for samplers without one, and for those that keep it to themselves (``xtc``, ``adaptive_p``).
+        """
+        return self._run(lambda: int(self._native.llama_sampler_get_seed(self._parts.ptr)), "get the seed")
+
+    def __repr__(self) -> str:
+        """Return the names of the samplers."""
+        is_gone = self.is_closed or self.model.engine.is_dead
+        return f"<{type(self).__name__} {'closed' if is_gone else ' '.join(self.names)}>"
+
+    # -- using it -----------------------------------------------------------------------------------------------------
 
     def sample(self, context: Context, i: int = -1) -> int:
-        """Choose the token after token ``i`` of the context's last batch and accept it."""
-        if context.model is not self.model:
-            raise RequestError("sample", "the context belongs to another model")
-        context._output_rank(i)
-        return self._run(lambda: context._run(lambda: self._sample(context, i), "sample"), "sample")
+        """Choose the token after token ``i`` of the context's last batch and accept it: ``llama_sampler_sample``.
+
+        Raises ``RequestError`` when the samplers choose none, and whatever Python in them raises.
+        """
+        self._check_context(context)
+
+        def job() -> int:
+            context.logits(i)  # raises when there are none
+            return self._sample(context, i)
+
+        return self._run(lambda: context._run(job, "sample"), "sample")
+
+    def apply(self, candidates: Candidates | npt.ArrayLike) -> Candidates:
+        """Apply the samplers to logits of your own, and return what they leave: ``llama_sampler_apply``.
+
+        ``candidates`` are ``Candidates``, or logits of the tokens 0, 1, 2, … The grammar beside a chain filters first.
+        Nothing is accepted, but random numbers are drawn. Raises ``RequestError`` when no token is left.
+        """
+        given = candidates if isinstance(candidates, Candidates) else Candidates.from_logits(candidates)
+        given._check_logits("apply a sampler")
+        ids = given.id
+        if len(ids) > self.model.vocab.n_tokens or ids.min() < 0 or ids.max() >= self.model.vocab.n_tokens:
+            raise RequestError("apply a sampler", f"not all candidates are of {self.model.vocab.n_tokens} tokens")
+
+        def job() -> Candidates:
+            parts = self._parts
+            parts.check_usable("apply a sampler")
+            first = [parts.grammar] if parts.grammar else []
+            return apply_each(self._native, [*first, *parts.leaves], given, "apply a sampler")
+
+        return self._run(job, "apply a sampler")
 
     def accept(self, token: int) -> None:
-        """Tell the chain and the grammar that ``token`` was chosen elsewhere: ``llama_sampler_accept``."""
+        """Tell the samplers and the grammar that ``token`` was chosen elsewhere: ``llama_sampler_accept``.
+
+        Raises ``RequestError`` for a token that is none or that the grammar does not allow; nothing is accepted then.
+        """
         self.model.vocab._check(token, "accept a token")
 
         def job() -> None:
-            if self._grammar:
-                self._native.llama_sampler_accept(self._grammar, token)
-            self._native.llama_sampler_accept(self._ptr, token)
+            accept_token(self._native, self._parts, token, "accept a token")
+            self._processors.append(token)
 
         self._run(job, "accept a token")
 
@@ -90,22 +228,90 @@ class Sampler:
         self._run(lambda: self._accept_prompt(checked), "accept a prompt")
 
     def reset(self) -> None:
-        """Forget the tokens seen so far: ``llama_sampler_reset``."""
+        """Forget the tokens seen so far and begin with the seed again: ``llama_sampler_reset``."""
 
         def job() -> None:
-            if self._grammar:
-                self._native.llama_sampler_reset(self._grammar)
-            self._native.llama_sampler_reset(self._ptr)
+            parts = self._parts
+            if parts.grammar:
+                self._native.llama_sampler_reset(parts.grammar.ptr)
+            self._native.llama_sampler_reset(parts.ptr)
+            for leaf in parts.everything:
+                leaf.is_broken = leaf.is_pending = False
+            self._processors.clear()
+            for hook in parts.hooks:
+                hook.raise_failure()
 
         self._run(job, "reset a sampler")
 
-    def close(self) -> None:
-        """Free the sampler. Doing it twice is fine."""
-        free = self._release()
-        if free is not None and not self.model.is_closed and not self.model.engine.is_dead:
-            self.model._run(free, "close a sampler")
+    def clone(self: S) -> S:
+        """Return an independent copy in the same state: ``llama_sampler_clone``.
 
-    def __enter__(self) -> Sampler:
+        The random numbers go on where they are, but for ``adaptive_p``, which begins with its seed again. Logits
+        processors are shared. Raises ``RequestError`` for a custom sampler with a state and no ``clone``.
+        """
+        source = self._parts
+
+        def make() -> Parts:
+            self._check_open("clone a sampler")
+            return clone_parts(self._native, source)
+
+        copy = self._made(self.model, make, self.params)
+        copy._processors = self._processors.copy()
+        return copy
+
+    def copy_from(self, source: Sampler) -> None:
+        """Take over the state of a sampler that was built alike, such as a clone: ``llama_sampler_copy``.
+
+        Raises ``RequestError`` for any other and for custom samplers.
+        """
+        ours, theirs = self._parts, source._parts
+        if source.model is not self.model or [x.key for x in ours.everything] != [x.key for x in theirs.everything]:
+            raise RequestError("copy a sampler", "the two were not built alike", "copy between a sampler and its clone")
+        if ours.hooks or any(leaf.is_pending for leaf in theirs.leaves):
+            raise RequestError("copy a sampler", "a custom sampler or a token not yet accepted cannot be copied")
+
+        def job() -> None:
+            source._check_open("copy a sampler")
+            if shape(self._native, theirs.ptr) != shape(self._native, ours.ptr):
+                raise RequestError("copy a sampler", "the two are not nested alike")
+            self._native.llama_sampler_copy(theirs.ptr, ours.ptr)
+            if ours.grammar and theirs.grammar:
+                self._native.llama_sampler_copy(theirs.grammar.ptr, ours.grammar.ptr)
+            for mine, other in zip(ours.everything, theirs.everything, strict=True):
+                mine.is_broken, mine.is_pending = other.is_broken, False
+            self._processors = source._processors.copy()
+
+        self._run(job, "copy a sampler")
+
+    def perf(self) -> SamplerPerf:
+        """Return the chain's counters: ``llama_perf_sampler``; ``RequestError`` for a single sampler."""
+        self._check_chain("get a sampler's counters")
+        found = self._run(lambda: self._native.llama_perf_sampler(self._parts.ptr), "get a sampler's counters")
+        return SamplerPerf(float(found["t_sample_ms"]), int(found["n_sample"]))
+
+    def perf_reset(self) -> None:
+        """Set the chain's counters to zero: ``llama_perf_sampler_reset``; ``RequestError`` for a single sampler."""
+        self._check_chain("reset a sampler's counters")
+        self._run(lambda: self._native.llama_perf_sampler_reset(self._parts.ptr), "reset a sampler's counters")
+
+    def close(self) -> None:
+        """Free the sampler: ``llama_sampler_free``. Again is fine; a sampler in a chain is the chain's to free.
+
+        ``RequestError`` from within one of its own custom samplers.
+        """
+
+        def job() -> None:
+            self._parts.check_idle("close a sampler")
+            free = self._release()
+            if free is not None:
+                free()
+
+        if self.model.is_closed or self.model.engine.is_dead:
+            self._release()
+        elif self._parts.ptr and not self.is_owned:
+            self.model._run(job, "close a sampler")
+
+    def __enter__(self: S) -> S:
         """Return the sampler itself."""
         return self
 
@@ -113,194 +319,164 @@ class Sampler:
         """Close the sampler."""
         self.close()
 
+    # -- inside -------------------------------------------------------------------------------------------------------
+
     def _release(self) -> Callable[[], None] | None:
         """Detach from the guest's objects and return the job that frees them; calls no guest code itself."""
-        self._ptr = 0
-        return self._free if self._finalizer.detach() is not None else None
+        if self._owner is not None or self._finalizer.detach() is None:
+            return None
+        self._parts = Parts(0)
+        return self._free
 
     def _run(self, job: Callable[[], T], operation: str) -> T:
         def checked() -> T:
-            if not self._ptr:
-                raise ClosedError(operation, "the sampler is closed", "create another")
+            self._check_open(operation)
             return job()
 
         return self.model._run(checked, operation)
 
+    def _check_open(self, operation: str) -> None:
+        if self.is_closed:
+            raise ClosedError(operation, "the sampler is closed", "create another")
+
+    def _check_chain(self, operation: str) -> None:
+        if not self._parts.is_chain and not self.is_closed:
+            raise RequestError(operation, "it is no chain", "ask a SamplerChain")
+
+    def _check_context(self, context: Context) -> None:
+        if context.model is not self.model:
+            raise RequestError("sample", "the context belongs to another model")
+
+    def _name(self, ptr: int) -> str:
+        return self._native.string(int(self._native.llama_sampler_name(ptr)))
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the guest can choose without Python."""
+        return self._parts.is_plain and not self._processors
+
     def _sample(self, context: Context, i: int = -1) -> int:
         """Choose and accept a token; on the engine thread, ``i`` is checked."""
-        if not self._grammar:
-            return int(self._native.llama_sampler_sample(self._ptr, context._ptr, i))
-        native, logits = self._native, context.logits(i)
-        token = self._choose(logits, filtered=False)
-        if not self._grammar_allows(token):
-            token = self._choose(logits, filtered=True)
-        native.llama_sampler_accept(self._grammar, token)
-        native.llama_sampler_accept(self._ptr, token)
+        parts = self._parts
+        parts.check_usable("sample")
+        if parts.is_plain and not self._processors:
+            return self._sample_in_guest(context, i)
+        logits = self._processors(context.logits(i)) if self._processors else context.logits(i)
+        if parts.is_plain:
+            token = self._sample_processed(context, i, logits)
+        else:
+            token = sample_checked(self._native, parts, logits)
+        self._processors.append(token)
         return token
 
-    def _choose(self, logits: npt.NDArray[np.float32], filtered: bool) -> int:
-        """Let the chain, behind the grammar when ``filtered``, choose from all tokens."""
-        native, memory, n = self._native, self._native.engine.memory, len(logits)
-        if not self._buffers:
-            self._buffers.append(int(native.alloc(_CANDIDATE.itemsize * n)))
-        candidates = self._buffers[0]
-        rows = np.zeros(n, _CANDIDATE)
-        rows["id"], rows["logit"] = np.arange(n, dtype=np.int32), logits
-        memory.write(candidates, rows.tobytes())
-        array = native.struct("llama_token_data_array", data=candidates, size=n, selected=-1, sorted=False)
-        with native.array(bytes(array)) as ptr:
-            if filtered:
-                native.llama_sampler_apply(self._grammar, ptr)
-            native.llama_sampler_apply(self._ptr, ptr)
-            chosen = native.read_struct("llama_token_data_array", ptr)
-        data, size, selected = int(chosen["data"]), int(chosen["size"]), int(chosen["selected"])
-        if not 0 <= selected < size:
-            raise RequestError("sample", "the samplers left no token to choose from", "loosen them")
-        return int(np.frombuffer(memory.read(data + _CANDIDATE.itemsize * selected, 4), "<i4")[0])
+    def _sample_processed(self, context: Context, i: int, logits: npt.NDArray[np.float32]) -> int:
+        """Let the guest choose by other logits than the context's, which are there again afterwards."""
+        check_logits(logits, self._parts.forbidden)
+        memory = self._native.engine.memory
+        ptr = int(self._native.llama_get_logits_ith(context._ptr, guest_index(context, i)))
+        original = memory.read(ptr, logits.nbytes)
+        memory.write(ptr, logits.tobytes())
+        try:
+            return self._sample_in_guest(context, i)
+        finally:
+            memory.write(ptr, original)
 
-    def _grammar_allows(self, token: int) -> bool:
-        native = self._native
-        with native.array(struct.pack("<iff", token, 1.0, 0.0)) as row:
-            array = native.struct("llama_token_data_array", data=row, size=1, selected=-1, sorted=False)
-            with native.array(bytes(array)) as ptr:
-                native.llama_sampler_apply(self._grammar, ptr)
-            logit: float = struct.unpack("<f", native.engine.memory.read(row + 4, 4))[0]
-        return logit != float("-inf")
+    def _sample_in_guest(self, context: Context, i: int) -> int:
+        parts = self._parts
+        grammar = parts.grammar.ptr if parts.grammar else 0
+        try:
+            token = self._native.call("pw_sampler_sample", parts.ptr, grammar, context._ptr, guest_index(context, i))
+        except GuestException as error:
+            raise sampling_error(parts, "sample", error) from error
+        if token is None or token == _NO_TOKEN:
+            raise nothing_chosen()
+        return token
 
     def _accept_prompt(self, tokens: list[int]) -> None:
         """Feed the samplers that look back; on the engine thread."""
-        params = self.params
-        n = max(params.penalty_last_n, params.dry_penalty_last_n)
-        for ptr in self._history:
-            for token in tokens[-n:]:
-                self._native.llama_sampler_accept(ptr, token)
+        accept_prompt(self._native, self._parts, tokens)
+        self._processors.extend(tokens)
 
-    def _create(self) -> None:
-        """Build chain and grammar in the order of ``common_sampler_init``."""
-        native, params = self._native, self.params
-        self.model._drain_trash()
-        chain_params = native.llama_sampler_chain_default_params()
-        chain = int(native.llama_sampler_chain_init(chain_params))
+
+def guest_index(context: Context, i: int) -> int:
+    """Return how ``llama_get_logits_ith`` names output ``i``: by rank from the end.
+
+    The batches of the generator carry no index of their own.
+    """
+    return context._output_rank(i) - len(context._outputs)
+
+
+def sample_many(
+    choosers: Sequence[Sampler],
+    context: Context,
+    indices: Sequence[int],
+    errors: dict[int, Exception] | None = None,
+) -> list[int]:
+    """Choose and accept one token per sampler, after the outputs ``indices`` of one batch; on the engine thread.
+
+    All samplers without Python are served by one guest call (``pw_sampler_sample_many``). When one of them fails, the
+    others still get their tokens; its place holds -1 and ``errors``, if given, tells why by position; without it the
+    first error is raised at the end. A guest that dies ends all.
+    """
+    failed: dict[int, Exception] = {}
+    tokens = [-1] * len(choosers)
+    waiting = [k for k, sampler in enumerate(choosers) if sampler._is_plain and not _broken(sampler)]
+    for k in sorted(set(range(len(choosers))) - set(waiting)):
+        _one(choosers[k], context, indices[k], k, tokens, failed)
+    while waiting:
+        waiting = _batch(choosers, context, indices, waiting, tokens, failed)
+    if errors is not None:
+        errors.update(failed)
+    elif failed:
+        raise failed[min(failed)]
+    return tokens
+
+
+def _broken(sampler: Sampler) -> bool:
+    return any(leaf.is_broken for leaf in sampler._parts.grammars)
+
+
+def _one(sampler: Sampler, context: Context, i: int, k: int, tokens: list[int], failed: dict[int, Exception]) -> None:
+    try:
+        tokens[k] = sampler._sample(context, i)
+    except (CancelledError, ClosedError, GuestDiedError):
+        raise
+    except Exception as error:  # noqa: BLE001  told by position
+        failed[k] = error
+
+
+def _batch(
+    choosers: Sequence[Sampler],
+    context: Context,
+    indices: Sequence[int],
+    waiting: list[int],
+    tokens: list[int],
+    failed: dict[int, Exception],
+) -> list[int]:
+    """Serve the waiting ones in one guest call; return those behind one that failed."""
+    native, n = context._native, len(waiting)
+    requests = np.zeros((n, 3), "<u4")
+    for row, k in zip(requests, waiting, strict=True):
+        parts = choosers[k]._parts
+        row[0], row[1] = parts.ptr, parts.grammar.ptr if parts.grammar else 0
+        row[2] = guest_index(context, indices[k]) & 0xFFFFFFFF
+    mark = native.frame.mark()
+    try:
+        asked, answers = native.frame.push(requests.tobytes()), native.frame.push(b"\xfe" * 4 * n)
+        failure: GuestException | None = None
         try:
-            self._add(chain, self._logit_bias())
-            if params.mirostat:
-                self._add(chain, native.llama_sampler_init_temp(params.temperature))
-                self._add(chain, self._mirostat())
-            else:
-                for name in params.samplers:
-                    if name != "adaptive_p":
-                        self._add(chain, self._sampler(name), remember=name in self._looking_back())
-                self._add(chain, self._last())
-            self._grammar = self._init_grammar() if params.grammar else 0
-        except BaseException:
-            with suppress(GuestDiedError):  # the first error tells why
-                native.llama_sampler_free(chain)
-            raise
-        self._ptr = chain
-        samplers, buffers = [p for p in (chain, self._grammar) if p], self._buffers
-
-        def free() -> None:
-            for ptr in samplers:
-                native.llama_sampler_free(ptr)
-            for ptr in buffers:
-                native.free(ptr)
-
-        self._free = free
-        # A sampler that is dropped without close() is freed by the next one that is created.
-        self._finalizer = weakref.finalize(self, self.model._trash.append, free)
-        self._finalizer.atexit = False
-
-    def _add(self, chain: int, sampler: object, remember: bool = False) -> None:
-        ptr = int(sampler) if isinstance(sampler, int) else 0
-        if ptr:
-            self._native.llama_sampler_chain_add(chain, ptr)
-            if remember:
-                self._history.append(ptr)
-
-    def _sampler(self, name: str) -> object:
-        native, p = self._native, self.params
-        if name == "dry":
-            return self._dry()
-        makers: dict[str, Callable[[], object]] = {
-            "penalties": lambda: native.llama_sampler_init_penalties(
-                self.model.vocab.n_tokens, p.penalty_last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
-            ),
-            "top_n_sigma": lambda: native.llama_sampler_init_top_n_sigma(p.top_n_sigma),
-            "top_k": lambda: native.llama_sampler_init_top_k(p.top_k),
-            "typical_p": lambda: native.llama_sampler_init_typical(p.typical_p, p.min_keep),
-            "top_p": lambda: native.llama_sampler_init_top_p(p.top_p, p.min_keep),
-            "min_p": lambda: native.llama_sampler_init_min_p(p.min_p, p.min_keep),
-            "xtc": lambda: native.llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, p.min_keep, p.seed),
-            "temperature": lambda: native.llama_sampler_init_temp_ext(
-                p.temperature, p.dynatemp_range, p.dynatemp_exponent
-            ),
-            "infill": lambda: native.llama_sampler_init_infill(self._vocab_ptr),
-        }
-        return makers[name]()
-
-    def _last(self) -> object:
-        """Return the sampler that ends the chain by selecting one candidate."""
-        native, p = self._native, self.params
-        if "adaptive_p" in p.samplers:
-            return native.llama_sampler_init_adaptive_p(p.adaptive_target, p.adaptive_decay, p.seed)
-        last = p.samplers[-1] if p.samplers else ""
-        is_cold = last == "temperature" and p.temperature <= 0 and p.dynatemp_range == 0
-        if is_cold or (last == "top_k" and p.top_k == 1):
-            return native.llama_sampler_init_greedy()
-        return native.llama_sampler_init_dist(p.seed)
-
-    def _looking_back(self) -> set[str]:
-        """Return the samplers that act and that want to know the prompt."""
-        p, names = self.params, set()
-        is_penalised = p.repeat_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
-        if p.penalty_last_n > 0 and is_penalised:
-            names.add("penalties")
-        if p.dry_penalty_last_n > 0 and p.dry_multiplier != 0 and p.dry_base >= 1:
-            names.add("dry")
-        return names
-
-    def _mirostat(self) -> object:
-        native, p = self._native, self.params
-        if p.mirostat == 1:
-            n_vocab = self.model.vocab.n_tokens
-            return native.llama_sampler_init_mirostat(n_vocab, p.seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M)
-        return native.llama_sampler_init_mirostat_v2(p.seed, p.mirostat_tau, p.mirostat_eta)
-
-    def _dry(self) -> object:
-        native, p = self._native, self.params
-        with ExitStack() as stack:
-            pointers = [stack.enter_context(native.array(b.encode() + b"\0")) for b in p.dry_sequence_breakers]
-            table = stack.enter_context(native.array(np.asarray([*pointers, 0], "<u4")))
-            return native.llama_sampler_init_dry(
-                self._vocab_ptr, p.dry_multiplier, p.dry_base, p.dry_allowed_length, p.dry_penalty_last_n,
-                table, len(pointers),
-            )  # fmt: skip
-
-    def _logit_bias(self) -> object:
-        """Return the bias sampler: the caller's biases, the forbidden end tokens, what the model itself forbids."""
-        native = self._native
-        biases = dict(self.params.logit_bias)
-        biases.update(dict.fromkeys(self._eog, float("-inf")))
-        biases.update(dict.fromkeys(self._suppressed(), float("-inf")))
-        if not biases:
-            return 0
-        packed = b"".join(struct.pack("<if", token, bias) for token, bias in biases.items())
-        with native.array(packed) as ptr:
-            return native.llama_sampler_init_logit_bias(self.model.vocab.n_tokens, len(biases), ptr)
-
-    def _suppressed(self) -> list[int]:
-        native, memory = self._native, self._native.engine.memory
-        with native.array(bytes(4)) as count:
-            ptr = int(native.llama_vocab_get_suppress_tokens(self._vocab_ptr, count))
-            n = memory.u32(count)
-        if not ptr or not 0 < n <= self.model.vocab.n_tokens:
-            return []
-        return [int(token) for token in np.frombuffer(memory.read(ptr, 4 * n), "<i4")]
-
-    def _init_grammar(self) -> int:
-        mark = self.model.guest_log.mark()
-        grammar = int(self._native.llama_sampler_init_grammar(self._vocab_ptr, self.params.grammar, "root"))
-        if not grammar:
-            log = self.model.guest_log.since(mark)
-            raise RequestError("set grammar", log.reason("it does not parse"), "see llama.cpp's grammars/README.md")
-        return grammar
+            native.call("pw_sampler_sample_many", n, asked, context._ptr, answers)
+        except GuestException as error:
+            failure = error
+        found = np.frombuffer(native.engine.memory.read(answers, 4 * n), "<i4")
+    finally:
+        native.frame.release(mark)
+    for at, k in enumerate(waiting):
+        token = int(found[at])
+        if token < -1:  # the one whose samplers threw; those behind it were not asked
+            failed[k] = sampling_error(choosers[k]._parts, "sample", failure) if failure else nothing_chosen()
+            return waiting[at + 1 :]
+        if token < 0:
+            failed[k] = nothing_chosen()
+        tokens[k] = token
+    return []

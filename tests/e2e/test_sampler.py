@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,34 @@ def test_grammar_that_does_not_parse_is_refused(tiny: pw.Model) -> None:
     for grammar in ("root ::= (", "other ::= [a]", "root ::= root"):
         with pytest.raises(pw.RequestError, match="set grammar"):
             tiny.generate("a", grammar=grammar)
+    assert tiny.generate("a", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_the_chain_is_that_of_common_sampler_init(tiny: pw.Model) -> None:
+    def names(**changes: Any) -> tuple[str, ...]:
+        with pw.Sampler(tiny, pw.SamplingParams(**changes)) as sampler:
+            return sampler.names
+
+    truncating = ("top-k", "?typical", "top-p", "min-p", "?xtc")  # "?" marks what is switched off
+    assert names() == ("?penalties", "?dry", "?top-n-sigma", *truncating, "temp-ext", "dist")
+    assert names(temperature=0, logit_bias={1: 2.0})[0] == "logit-bias"
+    assert names(temperature=0)[-1] == "greedy"
+    assert names(samplers=("adaptive_p", "min_p")) == ("min-p", "adaptive-p")
+    assert names(samplers=("temperature", "top_k"), top_k=1) == ("temp-ext", "top-k", "greedy")
+    assert names(mirostat=1, temperature=0.7) == ("temp", "mirostat")
+    assert names(mirostat=2) == ("temp", "mirostat-v2")
+    assert names(grammar='root ::= "a"', samplers=()) == ("dist",)
+
+
+def test_logits_that_are_no_numbers_do_not_end_the_sandbox(tiny: pw.Model, context: pw.Context) -> None:
+    native = tiny.native
+    ptr = int(native.llama_get_logits_ith(context._ptr, -1))
+    native.engine.memory.write(ptr, np.full(tiny.vocab.n_tokens, np.nan, np.float32).tobytes())
+    for params in (pw.SamplingParams(), pw.SamplingParams(temperature=0), pw.SamplingParams(grammar='root ::= "a"')):
+        with pw.Sampler(tiny, params) as sampler, pytest.raises(pw.ModelError, match="not numbers"):
+            sampler.sample(context)
+    with pw.SamplerChain(tiny, [pw.Sampler.grammar(tiny, "root ::= .")]) as chain, pytest.raises(pw.RequestError):
+        chain.sample(context)
     assert tiny.generate("a", max_tokens=1).usage.completion_tokens == 1
 
 
