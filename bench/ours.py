@@ -29,7 +29,7 @@ def seconds(model: pw.Model, context: pw.Context, chunk: int, n_chunks: int) -> 
     """Decode ``n_chunks`` batches of ``chunk`` tokens into an empty context and return the time."""
     n_vocab = model.vocab.n_tokens
     batch = pw.Batch(chunk)
-    context.memory_clear()
+    context.memory.clear()
     started = time.perf_counter()
     for first in range(0, chunk * n_chunks, chunk):
         batch.clear()

@@ -1,28 +1,35 @@
-"""Generating text: prefill, then one token per turn, with every turn one job on the engine."""
+"""Generating text: what becomes of a request's tokens, and the calls that wait for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .context import Context
+import numpy as np
+import numpy.typing as npt
+
+from ._logits_processors import LogitsProcessor
 from .errors import CancelledError, ContextFullError, RequestError
+from .lane import ENCODER
 from .params import SamplingParams
 from .sampler import Sampler
+from .slots import NO_KEY, Group, LaneKey, Request
 from .text import TextAssembler
 from .types import ChatCompletion, Completion, FinishReason, Timings, Usage
 
 if TYPE_CHECKING:
     from .model import Model
 
-__all__ = ["ChatStream", "Generation", "GenerationRequest", "TextStream", "context_size"]
+__all__ = ["ChatStream", "Generation", "GenerationRequest", "TextStream", "complete_all", "context_size"]
 
 C = TypeVar("C", bound=Completion)
 
-# Context sizes are rounded up to few values, so that calls of similar length share pooled contexts.
+# Context sizes are rounded up to few values, so that calls of similar length share lanes.
 _SMALLEST_CTX = 512
 _LARGE_CTX = 4096
 _UNLIMITED_RESERVE = 1024
@@ -38,6 +45,7 @@ class GenerationRequest:
 
     sampling: SamplingParams
     stops: tuple[str, ...] = ()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
 
 
 def context_size(n_prompt: int, max_tokens: int | None, n_ctx_train: int) -> int:
@@ -51,17 +59,12 @@ def context_size(n_prompt: int, max_tokens: int | None, n_ctx_train: int) -> int
     return min(size, n_ctx_train) if n_ctx_train > 0 else size
 
 
-class Generation(Generic[C]):
-    """One run of a request: ``pieces`` drives it, ``completion`` tells how it went."""
+class Generation(Request, Generic[C]):
+    """One run of a request: ``run`` and ``next_text`` wait for it, ``completion`` tells how it went."""
 
-    def __init__(self, model: Model, request: GenerationRequest, kind: type[C]) -> None:
+    def __init__(self, model: Model, request: GenerationRequest, kind: type[C], max_ahead: int | None = None) -> None:
         """Check the request against the model; nothing is computed yet."""
         self._model, self._request, self._kind = model, request, kind
-        self.is_cancelled = False
-        self._tokens: list[int] = []
-        self._texts: list[str] = []
-        self._prompt_s = self._decode_s = 0.0
-        self._finish_reason: FinishReason | None = None
         limit = model.context_params.n_ctx or model.n_ctx_train
         n_prompt = len(request.tokens)
         if limit and n_prompt >= limit:
@@ -70,124 +73,197 @@ class Generation(Generic[C]):
                 f"the prompt of {n_prompt} tokens leaves no room in a context of {limit}",
                 "shorten it, or raise n_ctx up to what the model was trained for",
             )
-        self._n_ctx = model.context_params.n_ctx or context_size(n_prompt, request.max_tokens, model.n_ctx_train)
+        prompt, source, key = np.asarray(request.tokens, np.int32), None, NO_KEY
+        if model.has_encoder:
+            prompt, source, key = _for_encoder(model, prompt)
+        n_ctx = model.context_params.n_ctx or context_size(len(prompt), request.max_tokens, model.n_ctx_train)
+        super().__init__(prompt, n_ctx, source=source, key=key, max_ahead=max_ahead)
+        self._n_ctx = n_ctx  # its own bound: the lane's may be larger
+        self.is_cancelled = False
+        self._sampler: Sampler | None = None
+        self._assembler = TextAssembler(request.stops)
+        self._tokens: list[int] = []
+        self._texts: list[str] = []
+        self._unread: deque[tuple[str, int]] = deque()
+        self._n_read = self._n_texts_read = 0
+        self._prompt_s = self._decode_s = 0.0
+        self._finish_reason: FinishReason | None = None
+
+    # -- for who waits ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Queue it. A call from a callback of the same model is refused: it would wait for itself."""
+        if threading.get_ident() == self._model.native.thread:
+            raise RequestError("generate", "a callback of the model cannot wait for the model itself")
+        if self._request.max_tokens == 0:
+            self._finish_reason, self.is_ended = "length", True
+            return
+        self._model._calls.add(self)
+        self._model._scheduler.submit(self)
+
+    def end(self) -> None:
+        """Give back what it holds, whatever it is at. Doing it twice is fine."""
+        self._model._calls.discard(self)
+        self._model._scheduler.release(self)
+
+    def forget(self) -> None:
+        """Do as ``end`` without blocking: a forgotten stream is collected in whatever thread, at whatever moment."""
+        self._model._calls.discard(self)
+        self._model._scheduler.abandon(self)
+
+    def run(self) -> C:
+        """Wait for the end and return the completion."""
+        try:
+            self.begin()
+            self.wait()
+            return self.completion()
+        finally:
+            self.end()
+
+    def wait(self) -> None:
+        """Wait until there is text or the end; raise what went wrong."""
+        if self._request.max_tokens != 0:
+            self._model._scheduler.wait(self)
+        if self.error is not None and not self._unread:
+            raise self.error
+
+    def next_text(self) -> str | None:
+        """Wait for the next text and return it; ``None`` at the end."""
+        self.check()
+        if not self._unread:
+            self.wait()
+        if not self._unread:
+            return None
+        text, n_tokens = self._unread.popleft()
+        self._n_texts_read += 1
+        self._n_read = n_tokens
+        self.n_unread = len(self._tokens) - n_tokens
+        return text
+
+    @property
+    def text(self) -> str:
+        """All text so far, of a stream all that was read."""
+        return "".join(self._texts if self.max_ahead is None else self._texts[: self._n_texts_read])
 
     def completion(self) -> C:
-        """Return what was generated so far."""
-        request, n_tokens = self._request, len(self._tokens)
+        """Return what was generated so far; of a stream, what was read."""
+        request, tokens = self._request, self._tokens
+        is_whole = self._finish_reason is not None and not self._unread
+        if not is_whole and self.max_ahead is not None:
+            tokens = tokens[: self._n_read]
         return self._kind(
-            text="".join(self._texts),
-            tokens=tuple(self._tokens),
-            finish_reason=self._finish_reason or "cancelled",
-            usage=Usage(len(request.tokens), n_tokens),
+            text=self.text,
+            tokens=tuple(tokens),
+            finish_reason=(self._finish_reason if is_whole else None) or "cancelled",
+            usage=Usage(len(request.tokens), len(tokens), self.n_cached),
             timings=Timings(
                 prompt_s=self._prompt_s,
                 decode_s=self._decode_s,
                 load_s=self._model.load_s,
-                prompt_tokens=len(request.tokens) if n_tokens else 0,
-                decode_tokens=max(n_tokens - 1, 0),
+                prompt_tokens=len(request.tokens) - self.n_cached if self._tokens else 0,
+                decode_tokens=max(len(self._tokens) - 1, 0),
             ),
         )
 
-    def pieces(self) -> Iterator[str]:
-        """Yield the text as it becomes certain.
-
-        The clean-up calls no guest code, so it is safe wherever a forgotten generator is collected.
-        """
-        if self._request.max_tokens == 0:
-            self._finish_reason = "length"
-            return
-        model = self._model
-        model._calls.add(self)
-        context: Context | None = None
-        sampler: Sampler | None = None
-        try:
-            context = model._pool.acquire(self._n_ctx, self.check)
-            sampler = Sampler(model, self._request.sampling)
-            for text in self._steps(context, sampler):
-                self._texts.append(text)
-                yield text
-        finally:
-            model._calls.discard(self)
-            if sampler is not None:
-                model._discard(sampler._release())
-            if context is not None:
-                model._pool.release(context)
-
     def check(self) -> None:
         """Raise if the call was cancelled or its model closed."""
+        self._model._check_open("generate")
         if self.is_cancelled:
             raise CancelledError("generate", "it was cancelled")
-        self._model._check_open("generate")
 
-    def _steps(self, context: Context, sampler: Sampler) -> Iterator[str]:
-        request, assembler = self._request, TextAssembler(self._request.stops)
-        token, piece, is_eog = self._prefill(context, sampler)
-        pos = len(request.tokens)
-        while True:
-            self._tokens.append(token)
-            if is_eog:
-                self._finish_reason = "stop"
-                break
-            text = assembler.feed(piece)
-            if text:
-                yield text
+    # -- for scheduler and lane ---------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is text to read, or the end."""
+        return self.is_ended or bool(self._unread)
+
+    def sampler(self) -> Sampler:
+        """Return the sampler, made and shown the prompt by the first call."""
+        if self._sampler is None:
+            request = self._request
+            self._sampler = Sampler(self._model, request.sampling, request.logits_processors)
+            self._sampler._accept_prompt(list(request.tokens))
+        return self._sampler
+
+    def took(self, token: int, piece: bytes, is_eog: bool) -> None:
+        """Turn a token into text, and end with the last one."""
+        if self.is_ended:  # closed while it was computed
+            return
+        tokens, assembler, reason = self._tokens, self._assembler, None
+        tokens.append(token)
+        if is_eog:
+            reason = "stop"
+        else:
+            self._emit(assembler.feed(piece))
             if assembler.is_stopped:
-                self._finish_reason = "stop"
-                break
-            if len(self._tokens) == request.max_tokens or pos >= context.n_ctx_seq:
-                self._finish_reason = "length"
-                break
-            token, piece, is_eog = self._step(context, sampler, token, pos)
-            pos += 1
-        rest = assembler.finish()
-        if rest:
-            yield rest
+                reason = "stop"
+            elif len(tokens) == self._request.max_tokens or len(self.prompt) + len(tokens) > self._n_ctx:
+                reason = "length"
+        self.n_unread = len(tokens) - self._n_read
+        if reason is not None:
+            self._emit(assembler.finish())
+            self._finish_reason = cast(FinishReason, reason)
+            self.is_ended = True
 
-    def _prefill(self, context: Context, sampler: Sampler) -> tuple[int, bytes, bool]:
-        """Compute the prompt, one chunk per turn; sample the first token with the last chunk."""
-        tokens, n_chunk, vocab = self._request.tokens, context.n_ubatch, self._model.vocab
+    def spent(self, seconds: float, is_prompt: bool) -> None:
+        """Count the time of a step."""
+        if is_prompt:
+            self._prompt_s += seconds
+        else:
+            self._decode_s += seconds
 
-        def first() -> None:
-            self._model._drain_trash()
-            context._native.llama_memory_clear(context._memory, False)
-            sampler._accept_prompt(list(tokens))
+    def released(self) -> None:
+        """Have the sampler freed."""
+        sampler, self._sampler = self._sampler, None
+        if sampler is not None:
+            self._model._discard(sampler._release())
 
-        def chunk(start: int) -> tuple[int, bytes, bool] | None:
-            self.check()
-            began = perf_counter()
-            if not start:
-                first()
-            part = tokens[start : start + n_chunk]
-            is_last = start + n_chunk >= len(tokens)
-            context._prefill(part, start, is_last)
-            answer = None
-            if is_last:
-                token = sampler._sample(context)
-                answer = (token, *vocab._step_piece(token))
-            self._prompt_s += perf_counter() - began
-            return answer
+    def _emit(self, text: str) -> None:
+        if text:
+            self._texts.append(text)
+            if self.max_ahead is not None:
+                self._unread.append((text, len(self._tokens)))
 
-        for start in range(0, len(tokens), n_chunk):
-            answer = self._model._run_cancellable(lambda at=start: chunk(at), "generate")  # type: ignore[misc]
-            if answer is not None:
-                return answer
-        raise RequestError("generate", "the prompt is empty", "give at least one token")
 
-    def _step(self, context: Context, sampler: Sampler, token: int, pos: int) -> tuple[int, bytes, bool]:
-        """Decode one token and sample the next in one turn."""
-        vocab = self._model.vocab
+def _for_encoder(
+    model: Model, source: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], LaneKey]:
+    """Return where the decoder begins, what the encoder reads, and the key of a lane with room for it."""
+    start = model.vocab.bos if model.decoder_start_token is None else model.decoder_start_token
+    if start is None:
+        raise RequestError("generate", "the model has neither a token to start with nor a beginning token")
+    return np.asarray([start], np.int32), source, (ENCODER, 1 << max(len(source) - 1, 31).bit_length())
 
-        def job() -> tuple[int, bytes, bool]:
-            self.check()
-            began = perf_counter()
-            context._decode_one(token, pos)
-            sampled = sampler._sample(context)
-            piece, is_eog = vocab._step_piece(sampled)
-            self._decode_s += perf_counter() - began
-            return sampled, piece, is_eog
 
-        return self._model._run_cancellable(job, "generate")
+def complete_all(
+    model: Model,
+    requests: Sequence[GenerationRequest],
+    n_parallel: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Completion]:
+    """Run all requests, ``n_parallel`` at a time, and return their completions in order."""
+    generations = [Generation(model, request, Completion) for request in requests]
+    for params in {id(request.sampling): request.sampling for request in requests}.values():
+        Sampler(model, params).close()  # what is wrong with it comes out before anything runs
+    running = [generation for generation in generations if generation._request.max_tokens != 0]
+    for generation in generations:
+        generation.n_ctx = max(other.n_ctx for other in generations)  # so that each fits the slot of any other
+        if generation not in running:
+            generation.begin()
+    group = Group(min(n_parallel, max(len(running), 1)))
+    try:
+        model._calls.update(running)
+        model._scheduler.submit_group(group, list(running))
+        for generation in generations:
+            generation.wait()
+            if progress is not None:
+                progress(sum(other.is_ended for other in generations), len(generations))
+        return [generation.completion() for generation in generations]
+    finally:
+        group.waiting.clear()
+        for generation in running:
+            generation.end()
 
 
 class TextStream(Iterator[str]):
@@ -200,8 +276,8 @@ class TextStream(Iterator[str]):
     def __init__(self, generation: Generation[Any]) -> None:
         """Wrap a generation that has not begun; it begins with the first piece asked for."""
         self._generation = generation
-        self._pieces: Iterator[str] = generation.pieces()
         self._is_ended = False
+        self._forget: weakref.finalize[Any, Any] | None = None
 
     def __iter__(self) -> TextStream:
         """Return the stream itself."""
@@ -209,18 +285,27 @@ class TextStream(Iterator[str]):
 
     def __next__(self) -> str:
         """Return the next piece of text, valid Unicode and not part of a stop string."""
+        if self._is_ended:
+            raise StopIteration
         try:
-            return next(self._pieces)
+            if self._forget is None:
+                self._forget = weakref.finalize(self, self._generation.forget)
+                self._forget.atexit = False
+                self._generation.begin()
+            text = self._generation.next_text()
         except BaseException:
-            self._is_ended = True
+            self.close()
             raise
+        if text is None:
+            self.close()
+            raise StopIteration
+        return text
 
     def close(self) -> None:
         """End the generation. Doing it twice is fine."""
         self._is_ended = True
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        if self._forget is not None and self._forget.detach() is not None:
+            self._generation.end()
 
     def __enter__(self) -> TextStream:
         """Return the stream itself."""
@@ -235,7 +320,7 @@ class TextStream(Iterator[str]):
     @property
     def text(self) -> str:
         """Return all text so far."""
-        return "".join(self._generation._texts)
+        return self._generation.text
 
     @property
     def completion(self) -> Completion | None:

@@ -196,7 +196,7 @@ def test_cancel_ends_a_low_level_decode(smollm2_path: Path) -> None:
         took = time.perf_counter() - at[0]
         timer.join()
         if not model.engine.is_dead:
-            context.memory_clear()
+            context.memory.clear()
             small = pw.Batch(2)
             small.add_sequence([5, 6])
             context.decode(small)
@@ -223,7 +223,7 @@ def test_interrupted_call_leaves_its_context_to_others(tiny: pw.Model) -> None:
         tiny.cancel()
         with pytest.raises(pw.CancelledError):
             list(stream)
-    assert tiny._pool._n_contexts == 1
+    assert tiny._scheduler.n_lanes == 1
 
 
 def test_cancel_ends_a_template_that_does_not_end(tiny_path: Path) -> None:

@@ -52,14 +52,14 @@ def test_two_hundred_short_generations(tiny: pw.Model, write_tiny: Callable[...,
         with ThreadPoolExecutor(8) as executor:
             together = list(executor.map(lambda job: greedy(job[0], job[1], 5), jobs))
         assert together == [alone[id(m), prompt] for m, prompt in jobs]
-        assert tiny._pool._n_contexts <= 8
+        assert tiny._scheduler.n_lanes <= 8
 
 
 def test_more_threads_than_contexts_wait_for_their_turn(tiny: pw.Model) -> None:
     expected = greedy(tiny, "abc", 4)
     with ThreadPoolExecutor(40) as executor:
         assert set(executor.map(lambda _: greedy(tiny, "abc", 4), range(80))) == {expected}
-    assert tiny._pool._n_contexts <= 16
+    assert tiny._scheduler.n_lanes <= 16
 
 
 def test_calls_wait_when_memory_allows_no_further_context(smollm2_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_use_after_close_is_told(tiny: pw.Model) -> None:
         lambda: tiny.vocab.tokenize("a"),
         lambda: tiny.vocab.is_eog(200),
         lambda: context.decode(batch),
-        lambda: context.memory_clear(),
+        lambda: context.memory.clear(),
         lambda: sampler.reset(),
         lambda: pw.Sampler(tiny),
         lambda: tiny.metadata,
@@ -54,7 +54,7 @@ def test_closed_context_and_sampler_are_told(tiny: pw.Model) -> None:
         closing.close()
         assert closing.is_closed
     with pytest.raises(pw.ClosedError, match="the context is closed"):
-        context.memory_clear()
+        context.memory.clear()
     with pytest.raises(pw.ClosedError, match="the sampler is closed"):
         sampler.reset()
     assert tiny.generate("a", max_tokens=1).usage.completion_tokens == 1

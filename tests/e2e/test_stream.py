@@ -76,14 +76,14 @@ def test_closed_stream_gives_its_context_back(tiny: pw.Model) -> None:
         assert stream.completion is not None
         assert stream.completion.finish_reason == "cancelled"
         assert list(stream) == []
-    assert tiny._pool._n_contexts == 1
+    assert tiny._scheduler.n_lanes == 1
 
 
 def test_forgotten_stream_gives_its_context_back(tiny: pw.Model) -> None:
     for _ in range(40):
         next(tiny.stream("abc", max_tokens=100, ignore_eos=True))
         gc.collect()
-    assert tiny._pool._n_contexts <= 2
+    assert tiny._scheduler.n_lanes <= 2
     assert not tiny._calls
 
 
@@ -99,7 +99,7 @@ def test_interleaved_streams_do_not_mix(tiny: pw.Model) -> None:
 
 def test_streams_are_lazy(tiny: pw.Model) -> None:
     streams = [tiny.stream("abc") for _ in range(100)]
-    assert tiny._pool._n_contexts == 0
+    assert tiny._scheduler.n_lanes == 0
     assert len(streams) == 100
 
 
