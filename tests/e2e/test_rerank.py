@@ -1,0 +1,73 @@
+"""``Model.rerank``: order, templates, classes, and models that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyllama_wasm as pw
+
+from ..embedding_models import write_reranker
+
+DOCUMENTS = ["Berlin is the capital of Germany.", "Paris is the capital of France.", "Bananas are yellow."]
+
+
+@pytest.fixture(scope="module")
+def reranker(reranker_path: Path) -> Iterator[pw.Model]:
+    with pw.Model(reranker_path) as model:
+        yield model
+
+
+def test_the_answer_comes_first(reranker: pw.Model) -> None:
+    ranked = reranker.rerank("capital of France", DOCUMENTS)
+    assert ranked[0].document == DOCUMENTS[1] and ranked[0].index == 1
+    assert [item.score for item in ranked] == sorted((item.score for item in ranked), reverse=True)
+    assert all(item.scores == (item.score,) for item in ranked)
+
+
+def test_top_n_cuts_the_list(reranker: pw.Model) -> None:
+    full = reranker.rerank("capital of France", DOCUMENTS)
+    assert reranker.rerank("capital of France", DOCUMENTS, top_n=1)[0].index == full[0].index
+    assert reranker.rerank("capital of France", DOCUMENTS, top_n=0) == []
+    assert len(reranker.rerank("capital of France", DOCUMENTS, top_n=9)) == 3
+    assert reranker.rerank("capital of France", []) == []
+    with pytest.raises(pw.RequestError, match="top_n"):
+        reranker.rerank("q", DOCUMENTS, top_n=-1)
+
+
+def test_what_the_documents_say_is_no_template(reranker: pw.Model) -> None:
+    """A query that names the template's places must not pull the document in twice."""
+    plain = reranker.rerank("braces {document}", ["some text"])[0].score
+    assert reranker.rerank("braces some text", ["some text"])[0].score != pytest.approx(plain, abs=1e-6)
+
+
+def test_a_model_with_classes_gives_all_scores(tmp_path: Path) -> None:
+    path = write_reranker(tmp_path / "classes.gguf", ("no", "yes"))
+    with pw.Model(path) as model:
+        assert model.cls_labels == ("no", "yes")
+        ranked = model.rerank("capital of France", DOCUMENTS)
+        assert all(len(item.scores) == 2 and item.score == item.scores[0] for item in ranked)
+        assert len({item.scores for item in ranked}) == 3
+
+
+def test_a_document_too_long_is_refused_or_cut_on_request(reranker: pw.Model) -> None:
+    documents = [DOCUMENTS[1], "word " * 600]
+    with pytest.raises(pw.ContextFullError, match="text 1 has"):
+        reranker.rerank("capital of France", documents)
+    assert reranker.rerank("capital of France", documents, truncate=True)[0].index == 0
+
+
+def test_models_that_do_not_rank_say_so(tiny: pw.Model, reranker: pw.Model) -> None:
+    with pytest.raises(pw.UnsupportedModelError, match="not made for ranking"):
+        tiny.rerank("q", ["d"])
+    with pytest.raises(pw.RequestError, match="use rerank"):
+        reranker.embed("a")
+    assert reranker.embed("a", pooling="mean").shape == (256,)
+
+
+@pytest.mark.parametrize(("query", "documents"), [(5, ["a"]), ("q", "text"), ("q", [1])])
+def test_arguments_of_other_types_are_refused(reranker: pw.Model, query: object, documents: object) -> None:
+    with pytest.raises(pw.RequestError):
+        reranker.rerank(query, documents)  # type: ignore[arg-type]
