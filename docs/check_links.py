@@ -16,9 +16,8 @@ ELSEWHERE = ("http://", "https://", "mailto:")
 
 def pages() -> list[Path]:
     """Return the Markdown files of the project."""
-    return sorted(
-        [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("wasm/*.md"), *ROOT.glob("bench/**/*.md")]
-    )
+    patterns = ("*.md", "docs/**/*.md", "wasm/*.md", "bench/**/*.md", "examples/*.md")
+    return sorted(page for pattern in patterns for page in ROOT.glob(pattern))
 
 
 def anchor(heading: str) -> str:
@@ -40,10 +39,14 @@ def broken_links(page: Path) -> list[str]:
         name, _, fragment = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         if not target.exists():
-            broken.append(f"{page.relative_to(ROOT)}: {link} does not exist")
+            broken.append(f"{_name(page)}: {link} does not exist")
         elif fragment and target.suffix == ".md" and fragment not in anchors(target):
-            broken.append(f"{page.relative_to(ROOT)}: {link} has no such heading")
+            broken.append(f"{_name(page)}: {link} has no such heading")
     return broken
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
 
 
 def main() -> None:

@@ -11,9 +11,13 @@
 from __future__ import annotations
 
 from ._abi import LLAMA_CPP_BUILD
+from .adapter import ControlVector, LoraAdapter
 from .batch import Batch
+from .candidates import Candidates
 from .context import Context
+from .custom_sampler import CustomSampler
 from .demo import demo_model
+from .embedding import Embeddings, RankedDocument
 from .errors import (
     BatchFullError,
     CancelledError,
@@ -34,21 +38,31 @@ from .errors import (
     SandboxError,
     UnsupportedModelError,
 )
+from .estimate import MemoryEstimate, estimate_memory
 from .generate import ChatStream, TextStream
 from .gguf import GGUFArray, GGUFReader, GGUFTensor
+from .imatrix import Imatrix, read_imatrix
+from .logs import LogSetup, configure_logging
+from .memory import Memory
 from .model import Model
 from .params import ContextParams, ModelParams, SamplingParams
-from .sampler import Sampler
-from .types import ChatCompletion, ChatMessage, Completion, Timings, Usage
+from .quantize import QuantizeResult, quantize
+from .quantize_params import QUANTIZE_TYPES, QuantizeParams
+from .sampler import Sampler, SamplerPerf
+from .sampler_chain import SamplerChain
+from .state import State
+from .types import ChatCompletion, ChatMessage, Completion, ContextPerf, Timings, Usage
 from .vocab import Vocab
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLAMA_CPP_BUILD",
+    "QUANTIZE_TYPES",
     "Batch",
     "BatchFullError",
     "CancelledError",
+    "Candidates",
     "ChatCompletion",
     "ChatMessage",
     "ChatStream",
@@ -57,6 +71,10 @@ __all__ = [
     "Context",
     "ContextFullError",
     "ContextParams",
+    "ContextPerf",
+    "ControlVector",
+    "CustomSampler",
+    "Embeddings",
     "GGUFArray",
     "GGUFReader",
     "GGUFTensor",
@@ -66,6 +84,11 @@ __all__ = [
     "GuestStoppedError",
     "GuestTrapError",
     "HostError",
+    "Imatrix",
+    "LogSetup",
+    "LoraAdapter",
+    "Memory",
+    "MemoryEstimate",
     "Model",
     "ModelError",
     "ModelFileError",
@@ -73,15 +96,25 @@ __all__ = [
     "ModelParams",
     "OutOfMemoryError",
     "PyllamaError",
+    "QuantizeParams",
+    "QuantizeResult",
+    "RankedDocument",
     "RequestError",
     "Sampler",
+    "SamplerChain",
+    "SamplerPerf",
     "SamplingParams",
     "SandboxError",
+    "State",
     "TextStream",
     "Timings",
     "UnsupportedModelError",
     "Usage",
     "Vocab",
     "__version__",
+    "configure_logging",
     "demo_model",
+    "estimate_memory",
+    "quantize",
+    "read_imatrix",
 ]

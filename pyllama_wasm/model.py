@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
+import numpy.typing as npt
+
+from ._logits_processors import LogitsProcessor, LogitsProcessors
+from .adapter import LoraAdapter
 from .chat import ChatPrompt, ChatRequest
 from .context import Context
-from .errors import GuestException, RequestError, UnsupportedModelError
-from .generate import ChatStream, Generation, GenerationRequest, TextStream, checked_prompt
+from .embedding import Embedder, EmbeddingInput, Embeddings, Pooling, RankedDocument, is_single
+from .errors import GuestException, OutOfMemoryError, RequestError, UnsupportedModelError
+from .generate import ChatStream, Generation, GenerationRequest, TextStream, checked_prompt, complete_all
+from .lane import Lane
 from .loaded_model import LoadedModel
 from .params import DEFAULT_MAX_TOKENS, ContextParams, SamplingParams
-from .pool import ContextPool
+from .scheduler import MAX_AHEAD, Scheduler
+from .slots import LaneKey
+from .source import Source
 from .text import check_stops
 from .types import ChatCompletion, Completion
 
@@ -21,6 +30,9 @@ __all__ = ["Model"]
 C = TypeVar("C", bound=Completion)
 
 Stop = str | Iterable[str] | None
+
+MAX_PARALLEL = 64
+"""Most sequences that ``generate_many`` computes together."""
 
 
 class Model(LoadedModel):
@@ -31,16 +43,33 @@ class Model(LoadedModel):
     """
 
     def _prepare(self) -> None:
+        self._embedder = Embedder(self)
         self._calls: set[Generation[Any]] = set()
-        self._pool = ContextPool(self)
+        self._scheduler = Scheduler(self._open_lane, lambda step: self._run_cancellable(step, "generate"))
+
+    def _open_lane(self, n_slots: int, n_ctx: int, key: LaneKey) -> Lane:
+        return Lane(self, n_slots, n_ctx, key)
 
     def context(self, params: ContextParams | None = None, **changes: Any) -> Context:
         """Create a context: ``llama_init_from_model``; ``changes`` are fields of ``ContextParams``."""
-        params = params or self.context_params
         try:
-            return Context(self, replace(params, **changes))
+            params = replace(params or self.context_params, **changes)
         except TypeError as error:
             raise RequestError("create a context", f"unknown parameter: {error}") from error
+        try:
+            return Context(self, params)
+        except OutOfMemoryError:
+            # What finished calls have left for later ones may be in the way.
+            if not self._scheduler.close_idle():
+                raise
+            return Context(self, params)
+
+    def load_lora(self, path: Source) -> LoraAdapter:
+        """Load a LoRA adapter from a path, the bytes of a file or a binary file object: ``llama_adapter_lora_init``.
+
+        Apply it with ``Context.set_loras``. Raises as ``LoraAdapter`` says.
+        """
+        return LoraAdapter(self, path)
 
     def generate(
         self,
@@ -49,17 +78,23 @@ class Model(LoadedModel):
         max_tokens: int | None = DEFAULT_MAX_TOKENS,
         stop: Stop = None,
         sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
         **changes: Any,
     ) -> Completion:
         """Continue ``prompt`` and return the whole completion.
 
         ``prompt`` is text, in which special tokens such as ``<|im_start|>`` are understood, or tokens.
         ``max_tokens`` defaults to 128; ``None`` means until the model ends or the context is full. ``stop`` strings
-        end the text and are not part of it. ``changes`` are fields of ``SamplingParams``: ``temperature=0``.
+        end the text and are not part of it. ``changes`` are fields of ``SamplingParams``: ``temperature=0``. Each of
+        ``logits_processors`` is called as ``f(tokens, logits)`` before a token is chosen; see ``Sampler``.
+
+        Calls from several threads are computed together, one batch per step. A prompt that begins as an earlier one
+        did is computed from where they differ; ``usage.cached_tokens`` tells how much that saved. An encoder-decoder
+        model reads the prompt with its encoder and answers it.
 
         Raises ``ContextFullError`` when the prompt leaves no room, ``CancelledError`` after ``cancel``.
         """
-        return self._finish(self._request(prompt, max_tokens, stop, sampling, changes), Completion)
+        return self._finish(self._request(prompt, max_tokens, stop, sampling, changes, logits_processors), Completion)
 
     def stream(
         self,
@@ -68,6 +103,7 @@ class Model(LoadedModel):
         max_tokens: int | None = DEFAULT_MAX_TOKENS,
         stop: Stop = None,
         sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
         **changes: Any,
     ) -> TextStream:
         """Continue ``prompt`` and return an iterator over the text pieces; see ``generate``.
@@ -75,7 +111,44 @@ class Model(LoadedModel):
         The pieces joined are the text that ``generate`` returns: each is valid Unicode, and what may become a stop
         string is held back. The stream's ``completion`` is there at the end.
         """
-        return TextStream(Generation(self, self._request(prompt, max_tokens, stop, sampling, changes), Completion))
+        request = self._request(prompt, max_tokens, stop, sampling, changes, logits_processors)
+        return TextStream(Generation(self, request, Completion, max_ahead=MAX_AHEAD))
+
+    def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        n_parallel: int = 8,
+        stop: Stop = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        progress: Callable[[int, int], object] | None = None,
+        **changes: Any,
+    ) -> list[Completion]:
+        """Continue many prompts and return their completions in the same order.
+
+        Up to ``n_parallel`` (1 to 64) are computed together, token by token in one batch, which is much faster than
+        one after the other; where one ends the next begins. Fewer run at a time when memory is short. ``sampling``
+        is one set of parameters for all or one for each prompt. ``progress(n_done, n_prompts)`` is called now and
+        then, in the calling thread. The rest is as in ``generate``.
+
+        What is wrong with any prompt is raised before anything is computed; whatever is raised later, ``Ctrl-C`` and
+        ``cancel`` included, ends all of them.
+        """
+        if isinstance(prompts, str):
+            raise RequestError("generate", "prompts is one text and not a list of them")
+        if isinstance(n_parallel, bool) or not isinstance(n_parallel, int) or not 1 <= n_parallel <= MAX_PARALLEL:
+            raise RequestError("generate", f"n_parallel is {n_parallel!r} and not a count from 1 to {MAX_PARALLEL}")
+        each = [sampling] * len(prompts) if sampling is None or isinstance(sampling, SamplingParams) else [*sampling]
+        if len(each) != len(prompts):
+            raise RequestError("generate", f"{len(each)} sampling parameters for {len(prompts)} prompts")
+        processors = tuple(logits_processors)
+        requests = [
+            self._request(prompt, max_tokens, stop, params, changes, processors)
+            for prompt, params in zip(prompts, each, strict=True)
+        ]
+        return complete_all(self, requests, n_parallel, progress)
 
     @overload
     def chat(
@@ -87,6 +160,7 @@ class Model(LoadedModel):
         stop: Stop = None,
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
         **changes: Any,
     ) -> ChatCompletion: ...
 
@@ -100,6 +174,7 @@ class Model(LoadedModel):
         stop: Stop = None,
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
         **changes: Any,
     ) -> ChatStream: ...
 
@@ -112,6 +187,7 @@ class Model(LoadedModel):
         stop: Stop = None,
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
         **changes: Any,
     ) -> ChatCompletion | ChatStream:
         """Answer a conversation, rendered with the model's own jinja template inside the sandbox.
@@ -123,10 +199,78 @@ class Model(LoadedModel):
         stops = (*check_stops(stop), *prompt.stops)
         if prompt.grammar and "grammar" not in changes:
             changes["grammar"] = prompt.grammar
-        request = self._request(prompt.prompt, max_tokens, stops, sampling, changes)
+        request = self._request(prompt.prompt, max_tokens, stops, sampling, changes, logits_processors)
         if stream:
-            return ChatStream(Generation(self, request, ChatCompletion))
+            return ChatStream(Generation(self, request, ChatCompletion, max_ahead=MAX_AHEAD))
         return self._finish(request, ChatCompletion)
+
+    @overload
+    def embed(
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: Literal["none"],
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]: ...
+
+    @overload
+    def embed(
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: Literal["mean", "cls", "last"] | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> npt.NDArray[np.float32]: ...
+
+    def embed(
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
+        """Return the embedding of a text, ``(n_embd_out,)`` float32, or of several, ``(n, n_embd_out)``.
+
+        A text may also be given as its tokens. ``pooling`` makes one vector of a text's tokens: ``mean``, the first
+        (``cls``) or the ``last``; ``None`` takes the model's own way, and the mean where it has none. ``none`` gives
+        every token's vector, ``(n_tokens, n_embd_out)`` for each text. Vectors have length 1 unless ``normalize`` is
+        off. The order is kept; texts of similar length are computed together.
+
+        Raises ``ContextFullError`` for a text longer than the model takes, unless ``truncate`` cuts it, and
+        ``CancelledError`` after ``cancel``.
+        """
+        if pooling == "none":
+            rows = self._embedder.embed_tokens(inputs, normalize, truncate)
+            return rows[0] if is_single(inputs) else rows
+        vectors: npt.NDArray[np.float32] = self._embedder.embed(inputs, pooling, normalize, truncate).vectors
+        return vectors[0] if is_single(inputs) else vectors
+
+    def embed_with_usage(
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: Literal["mean", "cls", "last"] | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> Embeddings:
+        """Return what ``embed`` computes, always as of several texts, with the number of tokens of each."""
+        return self._embedder.embed(inputs, pooling, normalize, truncate)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+    ) -> list[RankedDocument]:
+        """Return ``documents`` from the best answer of ``query`` to the worst, or the ``top_n`` best.
+
+        Needs a model with a classifier for this (pooling type ``rank``). Query and document are put together by the
+        template that the model carries for it, else with its separator token, as llama.cpp's server does. Where there
+        is a template, special tokens such as ``[SEP]`` are understood in the texts too.
+
+        Raises ``UnsupportedModelError`` for other models, ``ContextFullError`` as ``embed`` does.
+        """
+        return self._embedder.rerank(query, documents, top_n, truncate)
 
     def apply_chat_template(
         self,
@@ -155,7 +299,8 @@ class Model(LoadedModel):
         The model stays usable, unless a sampler or a chat template does not come back within 0.1 s: these can only
         be stopped together with their sandbox.
         """
-        for call in tuple(self._calls):
+        self._embedder.cancel()
+        for call in self._calls.copy():
             call.is_cancelled = True
         super().cancel()
 
@@ -166,10 +311,11 @@ class Model(LoadedModel):
         stop: Stop,
         sampling: SamplingParams | None,
         changes: Mapping[str, Any],
+        logits_processors: Iterable[LogitsProcessor],
     ) -> GenerationRequest:
         self._check_open("generate")
-        if self.has_encoder or not self.has_decoder:
-            raise UnsupportedModelError("generate", "the model does not simply continue text", "it has an encoder")
+        if not self.has_decoder or self.is_diffusion:
+            raise UnsupportedModelError("generate", "the model does not continue text token by token")
         if max_tokens is not None and (
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
         ):
@@ -183,13 +329,12 @@ class Model(LoadedModel):
                 del tokens[0]
         else:
             tokens = [vocab._check(token, "generate") for token in prompt]
-        return GenerationRequest(checked_prompt(tokens, vocab.bos), max_tokens, params, check_stops(stop))
+        processors = tuple(logits_processors)
+        LogitsProcessors(processors)  # complains about what is no function
+        return GenerationRequest(checked_prompt(tokens, vocab.bos), max_tokens, params, check_stops(stop), processors)
 
     def _finish(self, request: GenerationRequest, kind: type[C]) -> C:
-        generation = Generation(self, request, kind)
-        for _ in generation.pieces():
-            pass
-        return generation.completion()
+        return Generation(self, request, kind).run()
 
     def _apply_template(self, request: ChatRequest) -> ChatPrompt:
         text = request.to_json()

@@ -24,6 +24,7 @@ KV_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", 
 FLASH_ATTN_TYPES = ("auto", "disabled", "enabled")
 POOLING_TYPES = ("unspecified", "none", "mean", "cls", "last", "rank")
 ATTENTION_TYPES = ("unspecified", "causal", "non_causal")
+LOAD_MODES = ("mmap", "none")
 ROPE_SCALING_TYPES = ("unspecified", "none", "linear", "yarn", "longrope")
 
 SAMPLER_NAMES = (
@@ -45,8 +46,20 @@ DRY_SEQUENCE_BREAKERS = ("\n", ":", '"', "*")
 MAX_SEQ = 256
 """``LLAMA_MAX_SEQ``: most sequences a context can hold."""
 
+_MAX_OVERRIDE_BYTES = 127
+"""``llama_model_kv_override`` has 128 bytes for the key and for a text, the zero at the end included."""
+
+SMALLEST_TEMPERATURE = 1e-30
+"""Smaller ones make infinities of logits; 0 is fine."""
+
+MAX_PENALTY = 1e20
+"""Largest frequency and presence penalty: with any number of tokens they stay a float."""
+
+MAX_BIAS = 1e30
+
 _I32 = 2**31 - 1
 _U32 = 2**32 - 1
+_F32 = 3.4e38
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -56,7 +69,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
         raise RequestError(f"set {name}", f"{value} is outside {low} to {high}")
 
 
-def _check_float(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> None:
+def _check_float(name: str, value: object, low: float = -_F32, high: float = _F32) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RequestError(f"set {name}", f"{value!r} is not a number")
     if not math.isfinite(value) or not low <= value <= high:
@@ -66,6 +79,12 @@ def _check_float(name: str, value: object, low: float = -math.inf, high: float =
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise RequestError(f"set {name}", f"{value!r} is neither True nor False")
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise RequestError(f"set {name}", f"{value!r:.80} is not text without zero characters")
+    return value
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -89,10 +108,43 @@ class ModelParams:
     load_mtp: bool = False
     """Load multi-token-prediction layers."""
 
+    no_alloc: bool = False
+    """Read the metadata and the tensor table, but no weight: properties and tokenizing work, contexts do not."""
+
+    load_mode: str = "mmap"
+    """``mmap``: weights stay where the file is mapped. ``none``: they are read into the sandbox's own memory."""
+
+    kv_overrides: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Metadata to use instead of the file's: key to a value of the same kind; text of at most 127 bytes.
+
+    Values that lie in an array cannot be overridden, and llama.cpp ignores keys it does not read.
+    """
+
     def __post_init__(self) -> None:
-        """Check the type of every field."""
-        for f in dataclasses.fields(self):
-            _check_bool(f.name, getattr(self, f.name))
+        """Check every field; raise ``RequestError`` naming the first bad one."""
+        for name in ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp", "no_alloc"):
+            _check_bool(name, getattr(self, name))
+        _check_choice("load_mode", self.load_mode, LOAD_MODES)
+        if not isinstance(self.kv_overrides, Mapping):
+            raise RequestError("set kv_overrides", f"{self.kv_overrides!r} is not a mapping")
+        for key, value in self.kv_overrides.items():
+            _check_override(key, value)
+        object.__setattr__(self, "kv_overrides", MappingProxyType(dict(self.kv_overrides)))
+
+
+def _check_override(key: object, value: object) -> None:
+    if not isinstance(key, str) or not key or "\0" in key or len(key.encode(errors="replace")) > _MAX_OVERRIDE_BYTES:
+        raise RequestError("set kv_overrides", f"the key {key!r} is not text of 1 to {_MAX_OVERRIDE_BYTES} bytes")
+    operation = f"set kv_overrides[{key!r}]"
+    if isinstance(value, str):
+        if "\0" in value or len(value.encode(errors="replace")) > _MAX_OVERRIDE_BYTES:
+            reason = f"the text is longer than {_MAX_OVERRIDE_BYTES} bytes or has a zero character"
+            raise RequestError(operation, reason)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise RequestError(operation, f"{value} does not fit 64 bits")
+    elif not isinstance(value, float) or not math.isfinite(value):
+        raise RequestError(operation, f"{value!r} is neither bool, int, a finite float nor str")
 
 
 @dataclass(frozen=True)
@@ -122,9 +174,17 @@ class ContextParams:
     """Threads for prefill; 0: the engine's number."""
 
     rope_scaling_type: str = "unspecified"
+    """``none``, ``linear``, ``yarn`` or ``longrope``; ``unspecified``: the model's."""
+
     pooling_type: str = "unspecified"
+    """How token embeddings become one of the sequence: ``none``, ``mean``, ``cls``, ``last`` or ``rank``;
+    ``unspecified``: the model's."""
+
     attention_type: str = "unspecified"
+    """``causal`` or ``non_causal``; ``unspecified``: the model's."""
+
     flash_attn_type: str = "auto"
+    """``enabled``, ``disabled`` or ``auto``. A quantized V cache needs flash attention."""
 
     rope_freq_base: float = 0.0
     """RoPE base frequency; 0: from the model."""
@@ -133,10 +193,19 @@ class ContextParams:
     """RoPE frequency scale; 0: from the model."""
 
     yarn_ext_factor: float = -1.0
+    """YaRN extrapolation mix factor; negative: from the model. The same holds for the next three."""
+
     yarn_attn_factor: float = -1.0
+    """YaRN magnitude scaling factor."""
+
     yarn_beta_fast: float = -1.0
+    """YaRN low correction dim."""
+
     yarn_beta_slow: float = -1.0
+    """YaRN high correction dim."""
+
     yarn_orig_ctx: int = 0
+    """Context length before YaRN; 0: from the model."""
 
     type_k: str = "f16"
     """Type of the K half of the KV cache, one of ``f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl``."""
@@ -145,13 +214,16 @@ class ContextParams:
     """Type of the V half of the KV cache."""
 
     embeddings: bool = False
-    """Compute embeddings together with the logits."""
+    """Compute embeddings together with the logits. ``n_ubatch`` is then a multiple of ``n_seq_max``."""
 
     swa_full: bool = True
     """Give sliding-window layers a full-size cache."""
 
     kv_unified: bool = False
     """Share one KV buffer between the sequences."""
+
+    no_perf: bool = False
+    """Take no times for ``Context.perf`` (llama.cpp's library takes none by default, its programs do)."""
 
     def __post_init__(self) -> None:
         """Check every field; raise ``RequestError`` naming the first bad one."""
@@ -164,7 +236,7 @@ class ContextParams:
             _check_float(name, getattr(self, name), 0.0)
         for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
             _check_float(name, getattr(self, name))
-        for name in ("embeddings", "swa_full", "kv_unified"):
+        for name in ("embeddings", "swa_full", "kv_unified", "no_perf"):
             _check_bool(name, getattr(self, name))
         _check_choice("rope_scaling_type", self.rope_scaling_type, ROPE_SCALING_TYPES)
         _check_choice("pooling_type", self.pooling_type, POOLING_TYPES)
@@ -250,6 +322,13 @@ class SamplingParams:
     grammar: str = ""
     """GBNF text the output must follow; its start symbol is ``root``."""
 
+    grammar_lazy: bool = False
+    """Let the output run free until one of ``grammar_triggers`` is met, and follow the grammar from there."""
+
+    grammar_triggers: tuple[str | int, ...] = ()
+    """What starts a lazy grammar: regular expressions (ECMAScript), searched for in the output, where the grammar
+    holds from the first group on, or from the match when there is none; and tokens, from which on it holds."""
+
     def __post_init__(self) -> None:
         """Check every field; raise ``RequestError`` naming the first bad one."""
         _check_int("seed", self.seed, 0, _U32)
@@ -258,9 +337,10 @@ class SamplingParams:
         _check_int("mirostat", self.mirostat, 0, 2)
         self._check_numbers()
         _check_bool("ignore_eos", self.ignore_eos)
-        if not isinstance(self.grammar, str) or "\0" in self.grammar:
-            raise RequestError("set grammar", "it is not text without zero characters")
+        _check_bool("grammar_lazy", self.grammar_lazy)
+        _check_text("grammar", self.grammar)
         self._check_lists()
+        self._check_triggers()
 
     def _check_numbers(self) -> None:
         # Upstream divides by the repeat penalty and checks the same in common_sampler_init.
@@ -269,10 +349,14 @@ class SamplingParams:
             _check_float(name, getattr(self, name))
         for name in ("top_p", "min_p", "typical_p", "xtc_probability", "adaptive_decay"):
             _check_float(name, getattr(self, name), 0.0, 1.0)
-        for name in ("xtc_threshold", "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base"):
+        for name in ("xtc_threshold", "dry_base", "mirostat_eta"):
             _check_float(name, getattr(self, name))
-        _check_float("mirostat_eta", self.mirostat_eta)
-        _check_float("adaptive_target", self.adaptive_target, -math.inf, 1.0)
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check_float(name, getattr(self, name), -MAX_PENALTY, MAX_PENALTY)
+        _check_float("dry_multiplier", self.dry_multiplier, 0.0)
+        _check_float("adaptive_target", self.adaptive_target, high=1.0)
+        if 0 < self.temperature < SMALLEST_TEMPERATURE:
+            raise RequestError("set temperature", f"{self.temperature} is too small to divide by", "use 0")
 
     def _check_lists(self) -> None:
         for name in ("samplers", "dry_sequence_breakers"):
@@ -285,9 +369,22 @@ class SamplingParams:
                 raise RequestError("set samplers", f"{sampler!r} is not one of {', '.join(sorted(KNOWN_SAMPLERS))}")
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, _I32)
-            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-                raise RequestError("set logit_bias", f"{bias!r} for token {token} is not a number below infinity")
+            if bias != -math.inf or isinstance(bias, bool):
+                _check_float("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+
+    def _check_triggers(self) -> None:
+        if isinstance(self.grammar_triggers, (str, int)):
+            raise RequestError("set grammar_triggers", f"{self.grammar_triggers!r} is not a list of them")
+        triggers = tuple(self.grammar_triggers)
+        for trigger in triggers:
+            if isinstance(trigger, int):
+                _check_int("grammar_triggers", trigger, 0, _I32)
+            else:
+                _check_text("grammar_triggers", trigger)
+        if self.grammar_lazy and self.grammar and not triggers:
+            raise RequestError("set grammar_triggers", "there is none", "a lazy grammar would never act")
+        object.__setattr__(self, "grammar_triggers", triggers)
 
     def replace(self, **changes: object) -> SamplingParams:
         """Return a copy with some fields changed; an unknown name raises ``RequestError``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-__all__ = ["ChatCompletion", "ChatMessage", "Completion", "FinishReason", "Timings", "Usage"]
+__all__ = ["ChatCompletion", "ChatMessage", "Completion", "ContextPerf", "FinishReason", "Timings", "Usage"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """``stop``: end-of-generation token or stop string; ``length``: ``max_tokens`` or the context is used up;
@@ -25,6 +25,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that an earlier call had left in the KV cache, so that they were not computed again."""
 
     @property
     def total_tokens(self) -> int:
@@ -73,6 +75,9 @@ class Completion:
     """Every sampled token, the end-of-generation token included."""
 
     finish_reason: FinishReason
+    """``stop``: end-of-generation token or stop string; ``length``: ``max_tokens`` or the context is used up;
+    ``cancelled``: a stream was closed before its end."""
+
     usage: Usage
     timings: Timings
 
@@ -89,3 +94,29 @@ class ChatCompletion(Completion):
     def message(self) -> ChatMessage:
         """Return the answer as a message, ready to be appended to the conversation."""
         return {"role": "assistant", "content": self.text}
+
+
+@dataclass(frozen=True)
+class ContextPerf:
+    """llama.cpp's counters of a context since it was made or reset: ``llama_perf_context_data``. Times in ms."""
+
+    t_start_ms: float
+    """When counting began, on the sandbox's clock."""
+
+    t_load_ms: float
+    """From then until the first batch was computed, the load of the model included."""
+
+    t_p_eval_ms: float
+    """Computing batches of several tokens."""
+
+    t_eval_ms: float
+    """Computing single tokens."""
+
+    n_p_eval: int
+    """Tokens in batches of several; llama.cpp says at least 1."""
+
+    n_eval: int
+    """Single tokens; llama.cpp says at least 1."""
+
+    n_reused: int
+    """How often the compute graph of the batch before was used again."""

@@ -14,6 +14,8 @@ import pytest
 
 import pyllama_wasm as pw
 
+from . import embedding_models
+
 GREEDY = pw.SamplingParams(temperature=0.0)
 
 
@@ -137,6 +139,18 @@ def model(smollm2_path: Path) -> Iterator[pw.Model]:
     """Yield SmolLM2, loaded once for all tests that leave it as it was."""
     with pw.Model(smollm2_path) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def minilm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of all-MiniLM-L6-v2, a real embedding model, converted on the spot."""
+    return embedding_models.write_minilm(tmp_path_factory.mktemp("minilm") / "minilm.gguf")
+
+
+@pytest.fixture(scope="session")
+def reranker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a small real reranker, converted on the spot."""
+    return embedding_models.write_reranker(tmp_path_factory.mktemp("reranker") / "reranker.gguf")
 
 
 @pytest.fixture

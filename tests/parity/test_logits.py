@@ -59,7 +59,7 @@ def context(request: pytest.FixtureRequest, smollm2_path: Path) -> Iterator[pw.C
 
 def feed_batch(context: pw.Context, tokens: list[int], n_steps: int) -> golden.Floats:
     """Decode all tokens in one batch; return the logits after each of the last ``n_steps``."""
-    context.memory_clear()
+    context.memory.clear()
     batch = pw.Batch(len(tokens))
     for i, token in enumerate(tokens):
         batch.add(token, i, [0], logits=i >= len(tokens) - n_steps)

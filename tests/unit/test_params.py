@@ -49,6 +49,12 @@ def test_context_defaults_are_those_of_llama_context_default_params() -> None:
         ("dry_sequence_breakers", (1,)),
         ("grammar", "root ::= \0"),
         ("ignore_eos", 1),
+        ("temperature", 1e-40),
+        ("temperature", 1e300),
+        ("logit_bias", {1: 1e300}),
+        ("logit_bias", {1: True}),
+        ("frequency_penalty", 1e30),
+        ("dry_multiplier", -1.0),
     ],
 )
 def test_sampling_params_name_what_is_wrong(name: str, value: object) -> None:

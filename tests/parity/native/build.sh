@@ -34,5 +34,5 @@ mkdir -p "$out"
 cmake -S "$here" -B "$out" -G "$generator" -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP="$sources" \
     -DGGML_NATIVE=$native_flag -DGGML_SSE42="$x86" -DGGML_AVX="$x86" -DGGML_AVX2="$x86" -DGGML_BMI2="$x86" \
     -DGGML_FMA="$x86" -DGGML_F16C="$x86" > "$out.log" 2>&1 || { cat "$out.log" >&2; exit 1; }
-cmake --build "$out" --target dump_logits dump_detokenize -j "${JOBS:-$(getconf _NPROCESSORS_ONLN)}"
+cmake --build "$out" --target dump_logits dump_detokenize dump_architectures dump_file_logits dump_sampling dump_contexts native_quantize -j "${JOBS:-$(getconf _NPROCESSORS_ONLN)}"
 echo "native peer: $out"
