@@ -392,7 +392,7 @@ def test_threads_and_streams_and_batches_at_once(tiny: pw.Model) -> None:
     with ThreadPoolExecutor(9) as executor:
         assert all(executor.map(work, range(27)))
     assert not tiny._calls
-    assert sum(lane_sizes(tiny)) <= 16
+    assert sum(lane_sizes(tiny)) < 32  # 16, and a lane of one slot for each request that can use none of the free ones
 
 
 def test_users_own_context_gets_the_room_of_idle_lanes(smollm2_path: Path) -> None:

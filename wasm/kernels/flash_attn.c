@@ -6,7 +6,7 @@
 //
 // A row is one query: row i of a KV head is token i / n_group, head i % n_group of its group. The keys are taken in parts of
 // PART_KV, whose results (largest score, sum, output) are put together in order, so that a row comes out the same whatever
-// the number of threads and whoever else is in the batch. With few rows the threads share the parts, else the rows.
+// the number of threads. With few rows the threads share the parts, else the rows.
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
@@ -19,6 +19,7 @@
 #include <math.h>
 #include <string.h>
 
+void pw_safepoint(void);  // sysroot/stop.c
 void upstream_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 #define TILE_ROWS 32
@@ -244,11 +245,14 @@ static bool is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_
     if (!p->mask) {
         return true;
     }
+    const int64_t n_planes = p->mask->ne[2] < p->n_group ? p->mask->ne[2] : p->n_group;
     for (int64_t token = row0 / p->n_group; token <= (row0 + n_rows - 1) / p->n_group; token++) {
-        const ggml_fp16_t * mask = mask_row(p, token, head_kv * p->n_group, batch) + first;
-        for (int64_t c = 0; c < n; c++) {
-            if (!is_masked(mask[c])) {
-                return true;
+        for (int64_t plane = 0; plane < n_planes; plane++) {
+            const ggml_fp16_t * mask = mask_row(p, token, head_kv * p->n_group + plane, batch) + first;
+            for (int64_t c = 0; c < n; c++) {
+                if (!is_masked(mask[c])) {
+                    return true;
+                }
             }
         }
     }
@@ -256,9 +260,10 @@ static bool is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_
 }
 
 // Round a query as upstream does for its products with keys of this type, so that scores are native's: to half precision, or to
-// 8 bits a block. Its kernel for long prompts keeps f32.
+// 8 bits a block. Its kernel for long prompts over a cache in half precision keeps f32.
 static void round_query(const problem * p, float * q, void * buffer) {
-    if (p->k->type == GGML_TYPE_F32 || p->n_tokens >= GGML_FA_TILE_Q) {
+    const bool is_long = p->n_tokens >= GGML_FA_TILE_Q && p->k->type == GGML_TYPE_F16 && p->v->type == GGML_TYPE_F16;
+    if (p->k->type == GGML_TYPE_F32 || is_long) {
         return;
     }
     // q8_1, which some types ask for, has the values of q8_0 and no reader
@@ -309,6 +314,7 @@ static void attend_part(const problem * p, scratch * s, int64_t head_kv, int64_t
     }
     memset(s->out, 0, (size_t) (n_rows * p->dv) * sizeof(float));
     for (int64_t at = first; at < last; at += TILE_KV) {
+        pw_safepoint();
         const int64_t n = last - at < TILE_KV ? last - at : TILE_KV;
         if (is_visible(p, head_kv, batch, row0, n_rows, at, n)) {
             attend_tile(p, s, head_kv, batch, row0, n_rows, at, n);
@@ -375,6 +381,7 @@ static int64_t used_kv(const problem * p, int64_t batch) {
         for (int64_t token = 0; token < p->n_tokens; token++) {
             const ggml_fp16_t * mask = mask_row(p, token, plane, batch);
             int64_t             n    = p->n_kv;
+            pw_safepoint();
             while (n > used && is_masked(mask[n - 1])) {
                 n--;
             }
@@ -468,7 +475,7 @@ static bool is_expandable(const struct ggml_tensor * t) {
 // Shapes and types that the kernel is written for; the others are left to upstream's.
 static bool is_ours(const problem * p) {
     return !p->params->use_ref && p->q->type == GGML_TYPE_F32 && p->q->nb[0] == sizeof(float) && is_expandable(p->k) && is_expandable(p->v) &&
-           p->k->ne[2] == p->v->ne[2] && p->k->ne[3] == p->n_batch && p->v->ne[3] == p->n_batch && p->dk % 4 == 0 && p->dv % 4 == 0 &&
+           p->k->ne[2] == p->v->ne[2] && p->k->ne[3] == p->n_batch && p->v->ne[3] == p->n_batch && p->dk % 4 == 0 && p->dv % 4 == 0 && p->dv + 2 <= TILE_ROWS * TILE_KV &&
            p->n_head % p->n_head_kv == 0 && (!p->mask || p->mask->type == GGML_TYPE_F16);
 }
 

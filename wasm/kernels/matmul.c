@@ -46,8 +46,9 @@ bool llamafile_sgemm(const struct ggml_compute_params * params, int64_t m, int64
         for (int r = 0; r < N_ROWS; r++) {
             x[r] = (const uint8_t *) A + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * a_stride;
         }
-        x[N_ROWS] = row + 2 * N_ROWS <= m ? x[0] + N_ROWS * a_stride : x[0];
         for (int64_t j = 0; j < n; j++) {
+            // only where a whole group follows: beyond the last row may be the end of the memory
+            x[N_ROWS] = j == 0 && row + 2 * N_ROWS <= m ? x[0] + N_ROWS * a_stride : NULL;
             float out[N_ROWS];
             kernel(k, x, (const uint8_t *) B + (size_t) j * b_stride, out);
             for (int r = 0; r < n_rows; r++) {

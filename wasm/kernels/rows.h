@@ -11,7 +11,7 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define N_ROWS 4
 
-// Four rows of weights, n blocks each, against y; results in out[0..3]. x[N_ROWS] is where as many bytes will be read next.
+// Four rows of weights, n blocks each, against y; results in out[0..3]. x[N_ROWS] is where as many bytes will be read next, or null.
 typedef void (*rows_kernel)(int64_t n, const uint8_t * const x[N_ROWS + 1], const uint8_t * y, float * out);
 
 void pw_rows_q4_0(int64_t n, const uint8_t * const x[N_ROWS + 1], const uint8_t * y, float * out);
@@ -51,10 +51,14 @@ ALWAYS_INLINE v128_t dot_codes(v128_t y, v128_t codes) {
     return wasm_i16x8_relaxed_dot_i8x16_i7x16(y, codes);
 }
 
-// Have n bytes from p on in the cache soon: four interleaved streams are more than the processor's own prefetching follows, and
+// Have n bytes from p on in the cache soon, and return what follows them: four interleaved streams are more than the processor's own prefetching follows, and
 // wasm has no instruction for it. A load nobody waits for does.
-ALWAYS_INLINE void touch(const uint8_t * p, size_t n) {
+ALWAYS_INLINE const uint8_t * touch(const uint8_t * p, size_t n) {
+    if (!p) {
+        return p;
+    }
     for (size_t i = 0; i < n; i += 64) {
         (void) *(const volatile uint8_t *) (p + i);
     }
+    return p + n;
 }

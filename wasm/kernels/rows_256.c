@@ -86,8 +86,7 @@ ALWAYS_INLINE void rows_with_mins(int64_t n, const uint8_t * const start[N_ROWS 
         const v128_t negative = wasm_f32x4_convert_i32x4(sum_each(mins[0], mins[1], mins[2], mins[3]));
         acc = wasm_f32x4_relaxed_madd(positive, wasm_f32x4_mul(f16_low_to_f32(head), y_scale), acc);
         acc = wasm_f32x4_relaxed_nmadd(negative, wasm_f32x4_mul(f16_high_to_f32(head), y_scale), acc);
-        touch(next, N_ROWS * block_bytes);
-        next += N_ROWS * block_bytes;
+        next = touch(next, N_ROWS * block_bytes);
         for (int r = 0; r < N_ROWS; r++) {
             x[r] += block_bytes;
         }
@@ -150,8 +149,7 @@ void pw_rows_q6_K(int64_t n, const uint8_t * const start[N_ROWS + 1], const uint
         const v128_t d = f16_high_to_f32(load_each(x, offsetof(block_q6_K, d) - 2));
         const v128_t total = wasm_f32x4_convert_i32x4(sum_each(sums[0], sums[1], sums[2], sums[3]));
         acc = wasm_f32x4_relaxed_madd(total, wasm_f32x4_mul(d, wasm_v128_load32_splat(&y->d)), acc);
-        touch(next, N_ROWS * sizeof(block_q6_K));
-        next += N_ROWS * sizeof(block_q6_K);
+        next = touch(next, N_ROWS * sizeof(block_q6_K));
         for (int r = 0; r < N_ROWS; r++) {
             x[r] += sizeof(block_q6_K);
         }

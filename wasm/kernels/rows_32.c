@@ -120,8 +120,7 @@ ALWAYS_INLINE void rows_32(int64_t n, const uint8_t * const start[N_ROWS + 1], c
         if (has_min) {
             acc = wasm_f32x4_relaxed_madd(f16_high_to_f32(head), f16_high_to_f32(scales), acc);
         }
-        touch(next, N_ROWS * block_bytes);
-        next += N_ROWS * block_bytes;
+        next = touch(next, N_ROWS * block_bytes);
         for (int r = 0; r < N_ROWS; r++) {
             x[r] += block_bytes;
         }

@@ -81,10 +81,10 @@ static void read_row(ggml_type type, const uint8_t * row, float * out, int64_t n
 }
 
 // Every weight type of kernels/matmul.c against the sum of products of the values its blocks stand for, in double precision.
-static bool check_matmul(ggml_type type, int n_threads) {
+static bool check_matmul(ggml_type type, int n_threads, int64_t m) {
     const auto *               traits = ggml_get_type_traits_cpu(type);
     const ggml_type            y_type = traits->vec_dot_type;
-    const int64_t              k = 512, m = 23, n = 3;  // m is no multiple of four
+    const int64_t              k = 512, n = 3;
     std::mt19937               random(type);
     std::normal_distribution<float> normal;
     std::vector<float>         w(k * m), y(k * n), w_read(k), y_read(k);
@@ -197,7 +197,7 @@ static std::vector<float> fill_cache(ggml_tensor * t, std::mt19937 & random) {
 
 // Queries as native rounds them for keys of this type.
 static std::vector<float> rounded(std::vector<float> q, const attention_case & c) {
-    if (c.type == GGML_TYPE_F32 || c.n_tokens >= 64) {
+    if (c.type == GGML_TYPE_F32 || (c.n_tokens >= 64 && c.type == GGML_TYPE_F16)) {
         return q;
     }
     std::vector<uint8_t> buffer(ggml_row_size(c.type, c.dk));
@@ -256,6 +256,7 @@ static const attention_case ATTENTION[] = {
     {"no mask",                        GGML_TYPE_F16,  64,  64,   7,   65, 2, 2, 1, false, false, 0, 0},
     {"ALiBi",                          GGML_TYPE_F16,  32,  32,   3,   90, 6, 6, 1, true,  false, 8, 0},
     {"capped scores",                  GGML_TYPE_F16, 128, 128,   2,  100, 4, 2, 1, true,  false, 0, 5},
+    {"prefill, q8_0",                  GGML_TYPE_Q8_0, 64,  64,  66,  100, 4, 2, 1, true,  false, 0, 0},
     {"sinks",                          GGML_TYPE_F16,  64,  64,   1,  200, 8, 2, 1, true,  true,  0, 0},
     {"sinks, prefill",                 GGML_TYPE_F16,  64,  64,  33,   64, 8, 2, 1, true,  true,  0, 0},
     {"more rows than a tile, decode",  GGML_TYPE_F16,  64,  64,   1,   80, 64, 1, 1, true,  false, 0, 0},
@@ -293,7 +294,10 @@ int main() {
     for (ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_IQ4_NL,
                            GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K}) {
         for (int n_threads : {1, 3}) {
-            report(check_matmul(type, n_threads), std::string("matmul ") + ggml_type_name(type) + " threads " + std::to_string(n_threads));
+            for (int64_t m : {23, 3}) {  // no multiples of four
+                report(check_matmul(type, n_threads, m),
+                       std::string("matmul ") + ggml_type_name(type) + ", " + std::to_string(m) + " rows, threads " + std::to_string(n_threads));
+            }
         }
     }
     report(check_smallest_weight(), "matmul q8_0 with weights of -128");
