@@ -260,10 +260,19 @@ class Context(ContextOutputs):
         """Free the context: ``llama_free``. Doing it twice is fine."""
         if not self._ptr:
             return
-        self._ptr = 0
-        finalizer = self._finalizer.detach()
-        if finalizer is not None and not self.model.is_closed and not self.model.engine.is_dead:
-            self.model._run(self._free, "close a context")
+
+        def job() -> None:
+            # Here, where no other call of the guest is under way, and so that Ctrl-C before leaves it open.
+            self._ptr = 0
+            if self._finalizer.detach() is not None:
+                self._free()
+
+        if self.model.is_closed or self.model.engine.is_dead:
+            self._ptr = 0
+            self._finalizer.detach()
+            return
+        with suppress(ClosedError, GuestDiedError):  # then its memory is gone already
+            self.model._run(job, "close a context")
 
     def __enter__(self) -> Context:
         """Return the context itself."""

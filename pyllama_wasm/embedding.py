@@ -18,7 +18,7 @@ from .params import ContextParams
 from .types import Usage
 
 if TYPE_CHECKING:
-    from .loaded_model import LoadedModel
+    from .model import Model
 
 __all__ = ["Embedder", "EmbeddingInput", "Embeddings", "Pooling", "RankedDocument"]
 
@@ -74,7 +74,7 @@ class Embedder:
     Made by the model and closed with it. May be used from any thread; calls take turns batch by batch.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: Model) -> None:
         """Start without contexts; nothing is computed."""
         self._model = model
         self._lock = threading.Lock()
@@ -131,6 +131,8 @@ class Embedder:
 
     def _check_usable(self, operation: str) -> None:
         self._model._check_open(operation)
+        if threading.get_ident() == self._model.native.thread:
+            raise RequestError(operation, "a callback of the model cannot wait for the model itself")
         if self._model.params.vocab_only:
             raise RequestError(operation, "the model was loaded with vocab_only", "load it with its weights")
 
@@ -248,7 +250,7 @@ class Embedder:
             del self._contexts[pooling]
             context.close()
         size = max(_BATCH_TOKENS, -(-n_tokens // 256) * 256)
-        context = Context(self._model, self._params(pooling, size))
+        context = self._model.context(self._params(pooling, size))
         self._contexts[pooling] = context
         return context
 

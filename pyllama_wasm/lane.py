@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .context import Context
 from .errors import CancelledError, ClosedError, GuestDiedError
-from .sampler import sample_many
+from .sampler import ends_all, sample_many
 from .slots import NO_KEY, LaneKey, Slot, plan_step
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class Lane:
             if not slot.is_encoded and run.source is not None:
                 self._encode(slot, run.source)
             run.sampler()
-        except (CancelledError, ClosedError, GuestDiedError):
-            raise
-        except Exception as error:  # noqa: BLE001  raised again to who waits
-            run.fail(error)
+        except Exception as error:
+            if ends_all(self._model, error):
+                raise
+            run.fail(error)  # raised again to who waits
 
     def _trim(self, slot: Slot) -> None:
         if slot.n_kv == slot.n_past:
@@ -181,10 +181,10 @@ class Lane:
             return sample_many(samplers, self.context, [i for i, _ in outputs], errors)
         try:
             return [samplers[0]._sample(self.context, outputs[0][0])]
-        except (CancelledError, ClosedError, GuestDiedError):
-            raise
-        except Exception as error:  # noqa: BLE001  raised again to who waits: a user's code samples too
-            errors[0] = error
+        except Exception as error:
+            if ends_all(self._model, error):
+                raise
+            errors[0] = error  # raised again to who waits: a user's code samples too
             return [-1]
 
     def _encode(self, slot: Slot, source: npt.NDArray[np.int32]) -> None:

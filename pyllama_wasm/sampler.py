@@ -355,6 +355,11 @@ class Sampler(SamplerMakers):
         """Whether the guest can choose without Python."""
         return self._parts.is_plain and not self._processors
 
+    @property
+    def _is_usable(self) -> bool:
+        """Whether the guest can be asked to sample with it, among others."""
+        return self._is_plain and bool(self._parts.ptr) and not any(leaf.is_broken for leaf in self._parts.grammars)
+
     def _sample(self, context: Context, i: int = -1) -> int:
         """Choose and accept a token; on the engine thread, ``i`` is checked."""
         parts = self._parts
@@ -383,6 +388,8 @@ class Sampler(SamplerMakers):
 
     def _sample_in_guest(self, context: Context, i: int) -> int:
         parts = self._parts
+        if not parts.ptr:
+            raise ClosedError("sample", "the sampler is closed", "create another")
         grammar = parts.grammar.ptr if parts.grammar else 0
         try:
             token = self._native.call("pw_sampler_sample", parts.ptr, grammar, context._ptr, guest_index(context, i))
@@ -420,7 +427,7 @@ def sample_many(
     """
     failed: dict[int, Exception] = {}
     tokens = [-1] * len(choosers)
-    waiting = [k for k, sampler in enumerate(choosers) if sampler._is_plain and not _broken(sampler)]
+    waiting = [k for k, sampler in enumerate(choosers) if sampler._is_usable]
     for k in sorted(set(range(len(choosers))) - set(waiting)):
         _one(choosers[k], context, indices[k], k, tokens, failed)
     while waiting:
@@ -432,16 +439,18 @@ def sample_many(
     return tokens
 
 
-def _broken(sampler: Sampler) -> bool:
-    return any(leaf.is_broken for leaf in sampler._parts.grammars)
+def ends_all(model: LoadedModel, error: Exception) -> bool:
+    """Whether an error in a step ends it for everybody; its type does not tell: a processor raises what it likes."""
+    is_over = model.is_closed or model.engine.is_dead or model.engine.cancel_requested
+    return is_over and isinstance(error, (CancelledError, ClosedError, GuestDiedError))
 
 
 def _one(sampler: Sampler, context: Context, i: int, k: int, tokens: list[int], failed: dict[int, Exception]) -> None:
     try:
         tokens[k] = sampler._sample(context, i)
-    except (CancelledError, ClosedError, GuestDiedError):
-        raise
-    except Exception as error:  # noqa: BLE001  told by position
+    except Exception as error:
+        if ends_all(context.model, error):
+            raise
         failed[k] = error
 
 

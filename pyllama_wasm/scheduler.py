@@ -33,6 +33,9 @@ _GOOD_PREFIX = 32  # a shorter common prefix is not worth leaving a lane in whic
 
 _POLL_S = 0.05
 
+_NOBODY = object()
+"""Leads while a step goes on whose leader is gone."""
+
 
 class Lane(Protocol):
     """What the scheduler needs of ``lane.Lane``."""
@@ -69,6 +72,7 @@ class Scheduler:
         self._queue: deque[Request] = deque()
         self._sleeping: set[Request] = set()
         self._leader: object = None
+        self._is_stepping = False  # a lane's step runs; it may outlast the leader who began it
         self._turn = 0
         self._is_short = False  # a lane was wanted and did not fit; until somebody gives a slot back
         # Filled without any lock: a forgotten stream is collected in whatever thread, at whatever moment.
@@ -170,18 +174,40 @@ class Scheduler:
         return job
 
     def _settle(self, me: object) -> None:
-        """After the leader's job: free the slots of what has ended, wake who has something, let others lead."""
+        """After the leader's job: free the slots of what has ended, wake who has something, let others lead.
+
+        A leader that Ctrl-C has torn away from a step that does not end leaves this to the step: until then its slots
+        are in use.
+        """
         with self._lock:
             if self._leader is not me:
                 return
-            for lane in self._lanes:
-                for slot in lane.slots:
-                    run = slot.run
-                    if run is not None and run.is_ended:
-                        self._free(run)
-            if self._sleeping:
-                self._wake(lambda request: request.is_ready)
-            self._leader = None
+            if self._is_stepping:
+                self._leader = _NOBODY
+            else:
+                self._end_job()
+
+    def _end_job(self) -> None:
+        for lane in self._lanes:
+            for slot in lane.slots:
+                run = slot.run
+                if run is not None and run.is_ended:
+                    self._free(run)
+        if self._sleeping:
+            self._wake(lambda request: request.is_ready)
+        self._leader = None
+
+    def _step(self, lane: Lane) -> None:
+        """Have a lane compute one batch; on the engine's thread."""
+        self._is_stepping = True
+        try:
+            lane.step()
+        finally:
+            with self._lock:
+                self._is_stepping = False
+                if self._leader is _NOBODY:
+                    self._end_job()
+                    self._wake(lambda request: not request.is_ready, 1)
 
     def _hand_over(self, request: Request) -> None:
         """Have somebody else lead, when the one who waited for ``request`` goes."""
@@ -204,7 +230,7 @@ class Scheduler:
             lane = self._lanes[(self._turn + i) % n]
             if any(slot.run is not None and slot.run.is_wanted for slot in lane.slots):
                 self._turn = (self._turn + i + 1) % n
-                return partial(self._run_job, lane.step)
+                return partial(self._run_job, partial(self._step, lane))
         return None
 
     # -- slots: no step runs while these do, and the lock is held -----------------------------------------------------

@@ -302,3 +302,20 @@ def test_a_closed_context_says_so(tiny: pw.Model) -> None:
     ):
         with pytest.raises(pw.ClosedError):
             call()
+
+
+def test_interrupt_before_a_context_is_closed_leaves_it_open(tiny: pw.Model) -> None:
+    context = tiny.context(n_ctx=256)
+    real = tiny.engine.run
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tiny.engine.run = interrupted  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        context.close()
+    tiny.engine.run = real  # type: ignore[method-assign]
+    assert not context.is_closed
+    context.close()
+    assert context.is_closed
+    context.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -402,3 +403,36 @@ def test_users_own_context_gets_the_room_of_idle_lanes(smollm2_path: Path) -> No
         with small.context(n_ctx=4096, n_batch=256):
             assert small._scheduler.n_lanes == 0
         assert small.generate(PROMPTS[0], max_tokens=2, sampling=GREEDY).usage.completion_tokens == 2
+
+
+def test_an_error_of_a_processor_ends_its_own_call_whatever_its_type(tiny: pw.Model) -> None:
+    alone = tiny.generate(PROMPTS[0], max_tokens=8, sampling=GREEDY, ignore_eos=True).tokens
+
+    def raising(error: Exception) -> Callable[[Any, Any], None]:
+        def process(_tokens: Any, _logits: Any) -> None:
+            raise error
+
+        return process
+
+    def work(i: int) -> str:
+        errors = {0: pw.ClosedError("ask", "the other model is closed"), 1: pw.CancelledError("ask", "enough")}
+        processors = [raising(errors[i])] if i in errors else []
+        try:
+            found = tiny.generate(
+                PROMPTS[0], max_tokens=8, sampling=GREEDY, ignore_eos=True, logits_processors=processors
+            )
+        except pw.PyllamaError as error:
+            return f"{type(error).__name__}: {error.reason}"
+        return "right" if found.tokens == alone else "wrong"
+
+    with ThreadPoolExecutor(5) as executor:
+        found = list(executor.map(work, range(5)))
+    assert found == ["ClosedError: the other model is closed", "CancelledError: enough", "right", "right", "right"]
+
+
+def test_embedding_from_a_callback_of_the_model_is_refused(tiny: pw.Model) -> None:
+    def process(_tokens: Any, _logits: Any) -> None:
+        tiny.embed("text")
+
+    with pytest.raises(pw.RequestError, match="cannot wait for the model itself"):
+        tiny.generate("a", max_tokens=1, logits_processors=[process])

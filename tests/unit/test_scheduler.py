@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import numpy as np
 import pytest
@@ -461,3 +462,42 @@ def test_error_of_a_new_lane_is_the_requests_own(monkeypatch: pytest.MonkeyPatch
         world.generate([1], 2)
     monkeypatch.undo()
     assert world.generate([1], 2) == expected([1], 2)
+
+
+def test_slot_of_a_step_whose_leader_was_torn_away_stays_in_use_until_it_ends() -> None:
+    has_begun, may_end, threads = threading.Event(), threading.Event(), list[threading.Thread]()
+
+    def block() -> None:
+        has_begun.set()
+        may_end.wait()
+
+    def open_lane(n_slots: int, n_ctx: int, key: LaneKey) -> FakeLane:
+        lane = FakeLane(1, n_ctx, key)
+        lane.before_sampling = block
+        return lane
+
+    def run_job(job: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=job))
+        threads[-1].start()
+        if len(threads) == 1:
+            has_begun.wait()
+            raise KeyboardInterrupt
+        threads[-1].join()
+
+    scheduler = Scheduler(open_lane, run_job)
+    torn, later = FakeRequest([1, 2, 3], 4), FakeRequest([4, 5], 3)
+    scheduler.submit(torn)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.wait(torn)
+    scheduler.release(torn)
+    scheduler.submit(later)
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(scheduler.wait, later)
+        with pytest.raises(FutureTimeoutError):
+            waiting.result(timeout=0.2)
+        assert torn.n_released == 0 and later.slot is None
+        may_end.set()
+        waiting.result(timeout=10)
+    scheduler.release(later)
+    assert later.tokens == expected([4, 5], 3)
+    assert torn.n_released
