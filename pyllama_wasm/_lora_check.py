@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import ModelFormatError, PyllamaError, RequestError, UnsupportedModelError
+from .errors import ModelFormatError, PyllamaError, UnsupportedModelError
 from .gguf import GGUFReader
 from .source import split_parts
 
 if TYPE_CHECKING:
+    from .host.files import GrantedFile
     from .loaded_model import LoadedModel
 
 __all__ = ["check_lora"]
@@ -110,13 +111,30 @@ def _check_embeddings(a: Shape, b: Shape, shape: Shape | None, base: dict[str, S
 
 
 def _base_tensors(model: LoadedModel) -> dict[str, Shape] | None:
-    """Return the shapes of the model's tensors; ``None`` when its file is gone or another, or was never on disk."""
-    names = split_parts(model.path.name)
-    paths = [model.path.with_name(name) for name in names] if names else [model.path]
+    """Return the shapes of the model's tensors; ``None`` when not all of its parts can be found.
+
+    Read is what the sandbox was granted, and not the path: what lies there may be another file by now, and a file
+    object has just a name. The parts of a list with names of their own are not found.
+    """
+    names = split_parts(model.path.name) or [model.path.name]
+    find = model.engine.files.find
+    # A model's files are what its engine is granted first: the parts beside each other, those of a list one by one.
+    files = [find(f"/model/0/{name}") or find(f"/model/{i}/{name}") for i, name in enumerate(names)]
+    readers = [_header(file) for file in files if file is not None]
+    parts = [reader for reader in readers if reader is not None]
+    if len(parts) != len(names) or parts[0].metadata.get("split.count", 1) not in (0, len(parts)):
+        return None
+    return {tensor.name: tensor.shape for part in parts for tensor in part.tensors} or None
+
+
+def _header(file: GrantedFile) -> GGUFReader | None:
     try:
-        tensors = [tensor for path in paths for tensor in GGUFReader(path).tensors]
-    except (PyllamaError, RequestError):
+        fd = file.acquire()
+    except OSError:
         return None
-    if not tensors:
+    try:
+        return GGUFReader(fd)
+    except PyllamaError:
         return None
-    return {tensor.name: tensor.shape for tensor in tensors}
+    finally:
+        file.release()

@@ -31,7 +31,7 @@ def save_model(model: LoadedModel, path: str | os.PathLike[str]) -> None:
         raise UnsupportedModelError(operation, f"llama.cpp cannot write models of the architecture {architecture}")
     if not target.name or target.is_dir():
         raise ModelFileError(operation, "it is a folder", "give the path of the file")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".pyllama_wasm-{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         fd = os.open(temporary, flags, 0o666)

@@ -106,6 +106,9 @@ class KvLayout:
     n_ext: int
     """Bytes that follow the position of each cell."""
 
+    n_layer: int
+    """Layers of the model: no cache has more."""
+
 
 class _Reader:
     """Reads little-endian numbers and skips ahead; beyond the end it raises ``RequestError``."""
@@ -158,7 +161,7 @@ def check_kv(kind: Kind, state: memoryview, layout: KvLayout) -> None:
                 raise RequestError(OPERATION, reason, "raise n_ctx")
             if n_cells:
                 _check_cells(kind, reader, n_cells, layout)
-                _check_tensors(reader, n_cells)
+                _check_tensors(reader, n_cells, layout)
     if reader.n_left:
         raise RequestError(OPERATION, f"{reader.n_left} bytes are left over", _DAMAGED_HINT)
 
@@ -177,10 +180,12 @@ def _check_cells(kind: Kind, reader: _Reader, n_cells: int, layout: KvLayout) ->
             raise RequestError(OPERATION, f"a token of the sequences {list(seqs)}", _DAMAGED_HINT)
 
 
-def _check_tensors(reader: _Reader, n_cells: int) -> None:
+def _check_tensors(reader: _Reader, n_cells: int, layout: KvLayout) -> None:
     is_transposed, n_layer, _, _ = reader.take("<IIII")
     if is_transposed > 1:
         raise RequestError(OPERATION, "the V cache is laid out in no known way", _DAMAGED_HINT)
+    if n_layer > layout.n_layer:
+        raise RequestError(OPERATION, f"{n_layer} layers where the model has {layout.n_layer}", _DAMAGED_HINT)
     for _ in range(n_layer):
         _, row_bytes = reader.take("<iQ")
         reader.skip(row_bytes * n_cells)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ __all__ = ["ControlVector", "LoraAdapter", "apply_control_vector", "apply_loras"
 Floats = npt.NDArray[np.float32]
 
 _APPLY = "apply adapters"
+_LOAD_HINT = "load it with model.load_lora"
 
 
 class LoraAdapter:
@@ -233,16 +236,19 @@ def _read_row(path: str | os.PathLike[str], tensor: GGUFTensor, operation: str) 
     return np.frombuffer(data, "<f4")
 
 
-def apply_loras(context: Context, adapters: Mapping[LoraAdapter, float] | Iterable[LoraAdapter]) -> None:
+Loras = Mapping[LoraAdapter, float] | Iterable[LoraAdapter] | LoraAdapter | None
+"""Adapters with their scales, or at scale 1; ``None`` stands for none."""
+
+
+def apply_loras(context: Context, adapters: Loras) -> None:
     """Do what ``Context.set_loras`` says."""
-    scales = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+    scales = _scales(adapters)
     for adapter, scale in scales.items():
         if not isinstance(adapter, LoraAdapter):
-            raise RequestError(_APPLY, f"{adapter!r} is no adapter", "load it with model.load_lora")
+            raise RequestError(_APPLY, f"{adapter!r} is no adapter", _LOAD_HINT)
         if adapter.model is not context.model:
             raise RequestError(_APPLY, f"{adapter.name} was loaded for another model object")
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= _F32_MAX:
-            raise RequestError(_APPLY, f"the scale {scale!r} of {adapter.name} is no finite number")
+        scales[adapter] = _finite(scale, adapter)
 
     def job() -> None:
         for adapter in scales:
@@ -251,6 +257,30 @@ def apply_loras(context: Context, adapters: Mapping[LoraAdapter, float] | Iterab
         _set_loras(context, scales)
 
     context._run(job, _APPLY)
+
+
+def _scales(adapters: Loras) -> dict[LoraAdapter, float]:
+    if adapters is None:
+        return {}
+    if isinstance(adapters, LoraAdapter):
+        return {adapters: 1.0}
+    if isinstance(adapters, Mapping):
+        return dict(adapters)
+    try:
+        return dict.fromkeys(adapters, 1.0)
+    except TypeError as error:  # it cannot be iterated, or has items that cannot be keys
+        raise RequestError(_APPLY, f"{adapters!r} is no adapter", _LOAD_HINT) from error
+
+
+def _finite(scale: object, adapter: LoraAdapter) -> float:
+    """Return the scale; numpy's scalars are numbers too."""
+    try:
+        number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= _F32_MAX:
+        raise RequestError(_APPLY, f"the scale {scale!r} of {adapter.name} is no finite number")
+    return number
 
 
 def _set_loras(context: Context, scales: Mapping[LoraAdapter, float]) -> None:
@@ -271,6 +301,9 @@ def apply_control_vector(context: Context, vector: ControlVector | None, il_star
     if vector is None:
         context._run(lambda: native.llama_set_adapter_cvec(context._ptr, None, 0, 0, 0, 0), operation)
         return
+    if not isinstance(vector, ControlVector):
+        reason = f"{type(vector).__name__} is no control vector"
+        raise RequestError(operation, reason, "make a ControlVector of its directions")
     last = model.n_layer - 1
     if last < 1:
         raise RequestError(operation, "the model's only layer takes none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +14,7 @@ from ._context_outputs import ContextOutputs
 from ._context_setup import check_context_params, context_struct
 from ._guest_batch import GuestBatch
 from ._memory_probe import context_pieces, probe_memory
-from .adapter import ControlVector, LoraAdapter, apply_control_vector, apply_loras
+from .adapter import ControlVector, LoraAdapter, Loras, apply_control_vector, apply_loras
 from .errors import (
     CancelledError,
     ClosedError,
@@ -226,10 +226,10 @@ class Context(ContextOutputs):
                 raise RequestError("set the threads", reason, "load the model with more n_threads")
         self._run(lambda: self._native.llama_set_n_threads(self._ptr, n_threads, n_batch), "set the threads")
 
-    def set_loras(self, adapters: Mapping[LoraAdapter, float] | Iterable[LoraAdapter]) -> None:
+    def set_loras(self, adapters: Loras) -> None:
         """Apply these LoRA adapters, and no others, from the next ``decode`` on: ``llama_set_adapters_lora``.
 
-        A mapping gives each its scale, else it is 1; 0 leaves one out and no adapters at all turn them off. What the
+        One adapter or several; a mapping gives each its scale, else it is 1; 0 leaves one out, ``None`` turns all off. What the
         KV cache holds stays as it was computed: clear it to begin anew. Raises ``RequestError`` for an adapter of
         another model and ``ClosedError`` for a closed one.
         """

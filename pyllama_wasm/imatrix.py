@@ -49,9 +49,12 @@ class Imatrix:
         """Check that every entry is a flat array of finite numbers; raise ``RequestError`` naming the first bad one."""
         clean: dict[str, Floats] = {}
         for name, values in self.entries.items():
-            array = np.ascontiguousarray(values, dtype=np.float32)
             if not isinstance(name, str) or not name or "\0" in name:
                 raise RequestError("use an importance matrix", f"{name!r} is not the name of a tensor")
+            try:
+                array = np.ascontiguousarray(values, dtype=np.float32)
+            except (TypeError, ValueError) as error:
+                raise RequestError("use an importance matrix", f"the entry {name!r}: {error}") from error
             if array.ndim != 1 or not array.size:
                 raise RequestError("use an importance matrix", f"the entry {name!r} is not a list of numbers")
             if not np.isfinite(array).all():

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from . import _abi
 from ._guest_log import LogExcerpt, RecentLog
 from ._quantize_struct import write_params
@@ -26,7 +24,7 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .gguf import GGML_TYPES, GGUFReader
+from .gguf import GGML_TYPES, GGUFReader, GGUFTensor
 from .host import Engine
 from .imatrix import Floats, Imatrix, read_imatrix
 from .native import Native
@@ -35,9 +33,10 @@ from .quantize_params import NEED_IMATRIX, QUANTIZE_TYPES, TENSOR_TYPES, Quantiz
 __all__ = ["QuantizeResult", "quantize"]
 
 Progress = Callable[[float], object]
+_KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
 _ALIGNMENT = 32  # what llama_model_quantize pads with, whatever the file says
 
-_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(.+?)\s+- \[")
+_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\] ")
 _TYPE_LINE = re.compile(r"^size = .* -> .* \((\w+)\)$")
 _FALLBACK_LINE = re.compile(r"(\d+) of \d+ tensor\(s\) required fallback")
 _FAILED = re.compile(r"^(?:failed to quantize: )")
@@ -107,6 +106,8 @@ def quantize(
     for name in changes:
         if name not in known:
             raise RequestError("quantize", f"there is no parameter {name!r}")
+    if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1):
+        raise RequestError("quantize", f"n_threads is {n_threads!r} and not a positive integer")
     settings = replace(params or QuantizeParams(), **changes)  # type: ignore[arg-type]
     job = _Quantization(Path(src), Path(dst), type, _imatrix(imatrix), settings)
     return job.run(n_threads, progress)
@@ -126,8 +127,7 @@ class _Quantization:
         self.readers = [GGUFReader(part, self.operation) for part in self.parts]
         self._check_files()
         self._check_model()
-        self._names: list[str] = []
-        self._types: dict[str, str] = {}
+        self._types: list[str | None] = []
         self.n_fallback = 0
 
     def run(self, n_threads: int | None, progress: Progress | None) -> QuantizeResult:
@@ -141,6 +141,7 @@ class _Quantization:
             written = self._read_back(targets)
             result = self._result(written)
             for target, path in zip(targets, result.paths, strict=True):
+                _sync(target)
                 target.replace(path)
         if progress is not None:
             progress(1.0)
@@ -243,11 +244,12 @@ class _Quantization:
 
     def _note(self, line: str) -> float | None:
         """Take a line of the guest's log; return the fraction done when it is the first about a tensor."""
-        if match := _TENSOR_LINE.match(line):
-            self._names.append(match[3])
+        # Counted, since a tensor's name may hold anything, line breaks too.
+        if (match := _TENSOR_LINE.match(line)) and int(match[1]) == len(self._types) + 1:
+            self._types.append(None)
             return (int(match[1]) - 1) / max(int(match[2]), 1)
-        if self._names and (match := _TYPE_LINE.match(line.strip())):
-            self._types[self._names[-1]] = match[1]
+        if self._types and (match := _TYPE_LINE.match(line.strip())) and match[1] in _KINDS:
+            self._types[-1] = match[1]
         elif match := _FALLBACK_LINE.search(line):
             self.n_fallback = int(match[1])
         return None
@@ -286,7 +288,7 @@ class _Quantization:
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f".{self.dst.name[:64]}.", dir=self.dst.parent))
+            folder = Path(tempfile.mkdtemp(prefix=".pyllama_wasm-", dir=self.dst.parent))
         except OSError as error:
             raise ModelFileError(f"write {self.dst.name}", error.strerror or str(error)) from error
         try:
@@ -325,37 +327,56 @@ class _Quantization:
 
     def _dry_result(self) -> QuantizeResult:
         """Work out what would be written from the types the guest has chosen."""
-        kinds = {kind.name: kind for kind in GGML_TYPES.values()}
-        source = {tensor.name: tensor for reader in self.readers for tensor in reader.tensors}
-        # Pruned layers are gone and the others renumbered: what stays the same is only what the guest has named.
+        kept = [(name, tensor) for tensor in self._in_guest_order() if (name := self._name_after(tensor.name))]
+        if len(kept) != len(self._types):
+            reason = f"the dry run told of {len(self._types)} tensors and not {len(kept)}"
+            raise ModelFormatError(self.operation, reason, "do its tensors have strange names?")
         types: dict[str, str] = {}
         size = n_elements = 0
-        for name in self._names:
-            tensor = source[self._name_before(name)]
-            kind = kinds[self._types.get(name, tensor.type_name)]
+        for (name, tensor), chosen in zip(kept, self._types, strict=True):
+            kind = _KINDS[chosen or tensor.type_name]
             types[name] = kind.name
             n_elements += tensor.n_elements
             size += tensor.n_elements // kind.block_size * kind.block_bytes
         return QuantizeResult(self.type, (), self._size_before(), size, n_elements, types, self.n_fallback)
 
-    def _name_before(self, name: str) -> str:
-        match = re.match(r"blk\.(\d+)\.", name)
-        if not match or not self.params.prune_layers:
+    def _in_guest_order(self) -> list[GGUFTensor]:
+        """Return the tensors by layer and name, as llama.cpp's loader keeps them, or by part for ``keep_split``."""
+        tensors = [tensor for reader in self.readers for tensor in reader.tensors]
+        return tensors if self.params.keep_split else sorted(tensors, key=lambda tensor: _loader_key(tensor.name))
+
+    def _name_after(self, name: str) -> str:
+        """Return the name in the result, where the layers behind pruned ones move up; empty when it is pruned."""
+        match = re.search(r"blk\.([0-9]+)\.", name)
+        pruned = self.params.prune_layers
+        if not match or not pruned:
             return name
         layer = int(match[1])
-        for pruned in self.params.prune_layers:
-            layer += pruned <= layer
-        return f"blk.{layer}.{name[match.end() :]}"
+        if layer in pruned:
+            return ""
+        return f"{name[: match.start(1)]}{layer - sum(n < layer for n in pruned)}{name[match.end(1) :]}"
 
     def _size_before(self) -> int:
         return sum(tensor.n_bytes for reader in self.readers for tensor in reader.tensors)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has it: a name must not outlive a crash that its content does not."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _loader_key(name: str) -> tuple[int, str]:
+    """Return what llama.cpp's ``weight_name_comparer`` compares."""
+    match = re.match(r"blk\.([0-9]+)", name)
+    return (int(match[1]) if match else -1, name)
 
 
 def _imatrix(given: str | os.PathLike[str] | Imatrix | Mapping[str, Floats] | None) -> Imatrix | None:
     if given is None or isinstance(given, Imatrix):
         return given
     if isinstance(given, Mapping):
-        return Imatrix({name: np.asarray(values) for name, values in given.items()})
+        return Imatrix(given)
     return read_imatrix(given)
 
 

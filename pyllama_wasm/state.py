@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ T = TypeVar("T")
 File = str | os.PathLike[str] | IO[bytes]
 
 _SAVE = "save a state"
+_TOO_LARGE = "it is larger than the sandbox's memory"
+_PIECE_BYTES = 4 << 20
 _SEQ_MAGIC = 0xAF143CD8  # before the sequence id in what llama_state_seq_get_data writes
 
 # Settings of a context that decide what the numbers in its KV cache mean.
@@ -122,7 +125,11 @@ class State:
 
     def _set(self, seq_id: int | None, data: bytes | bytearray | memoryview) -> list[int]:
         kind: Kind = "context" if seq_id is None else "sequence"
-        header, session = unpack_container(memoryview(data).cast("B"))
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError as error:
+            raise RequestError(OPERATION, f"{type(data).__name__} is no bytes, or not contiguous") from error
+        header, session = unpack_container(view)
         if header is not None:
             _check_header(header, self._header(kind))
         tokens, state = unpack_session(kind, session)
@@ -156,21 +163,22 @@ class State:
             "context": {**{name: getattr(params, name) for name in _LAYOUT}, "n_stream": _n_stream(context)},
         }
 
-    def _read(self, file: File) -> bytes:
+    def _read(self, file: File) -> bytearray:
         limit = self._context.model.engine.memory.max_bytes
-        if isinstance(file, (str, os.PathLike)):
-            try:
-                with Path(file).open("rb") as opened:
-                    data = opened.read(limit + 1)
-            except (OSError, ValueError) as error:
-                raise RequestError(OPERATION, f"{os.fspath(file)} cannot be read: {error}") from error
-        else:
-            data = file.read(limit + 1)
-            if not isinstance(data, bytes):
-                raise RequestError(OPERATION, "the file does not give bytes", "open it in binary mode")
-        if len(data) > limit:
-            raise RequestError(OPERATION, "it is larger than the sandbox's memory")
-        return data
+        if not isinstance(file, (str, os.PathLike)):
+            return _read_all(file, limit)
+        try:
+            with open(file, "rb", opener=_open_without_waiting) as opened:
+                status = os.fstat(opened.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise RequestError(OPERATION, f"{os.fspath(file)} is not a regular file")
+                if status.st_size > limit:
+                    raise RequestError(OPERATION, _TOO_LARGE)
+                return _read_all(opened, limit)
+        except RequestError:
+            raise
+        except (OSError, ValueError) as error:
+            raise RequestError(OPERATION, f"{os.fspath(file)} cannot be read: {error}") from error
 
     def _run(self, job: Callable[[Context], T], operation: str) -> T:
         context = self._context
@@ -217,7 +225,8 @@ def _kv_layout(context: Context) -> KvLayout | None:
     # M-RoPE keeps two more positions and the token of each cell.
     n_ext = 0 if context._n_embd_inp else 12
     n_cells = -(-context.n_ctx_seq // 256) * 256
-    return KvLayout(architecture, n_caches, n_stream, context.n_seq_max, n_cells, n_ext)
+    n_layer = model.n_layer + model.n_layer_nextn
+    return KvLayout(architecture, n_caches, n_stream, context.n_seq_max, n_cells, n_ext, n_layer)
 
 
 # Architectures with caches beside the KV cache.
@@ -269,20 +278,43 @@ def _set_state(context: Context, seq_id: int | None, state: bytes) -> None:
     raise RequestError(OPERATION, reason, "made with other settings, or damaged?")
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A FIFO that nobody writes to would block; it means nothing for regular files.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+def _read_all(file: IO[bytes], limit: int) -> bytearray:
+    """Read to the end piece by piece: a file object may allocate all it is asked for at once."""
+    data = bytearray()
+    while True:
+        piece = file.read(_PIECE_BYTES)
+        if not isinstance(piece, bytes):
+            raise RequestError(OPERATION, "the file does not give bytes", "open it in binary mode")
+        if not piece:
+            return data
+        data += piece
+        if len(data) > limit:
+            raise RequestError(OPERATION, _TOO_LARGE)
+
+
 def _write(file: File, data: bytes) -> None:
     if not isinstance(file, (str, os.PathLike)):
         file.write(data)
         return
     path = Path(file)
     try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as opened:
+        with tempfile.NamedTemporaryFile(prefix=".pyllama_wasm-", dir=path.parent, delete=False) as opened:
             temporary = Path(opened.name)
             try:
                 opened.write(data)
+                opened.flush()
+                os.fsync(opened.fileno())
             except BaseException:
                 temporary.unlink()
                 raise
         try:
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)
             temporary.replace(path)
         except BaseException:
             temporary.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,47 @@ def test_truncated_and_flipped_adapters_never_end_the_engine(
     assert np.isfinite(logits(context)).all()
 
 
+def test_one_adapter_none_and_scales_of_numpy_are_taken(context: pw.Context, tiny: pw.Model, lora_path: Path) -> None:
+    plain = logits(context)
+    lora = tiny.load_lora(lora_path)
+    context.set_loras([lora])
+    full = logits(context)
+    given: Any
+    for given in (lora, {lora: np.float32(1)}, {lora: np.float16(1)}, {lora: np.int64(1)}):
+        context.set_loras(None)  # type: ignore[arg-type,unused-ignore]
+        assert np.allclose(logits(context), plain, atol=1e-4)
+        context.set_loras(given)
+        assert np.allclose(logits(context), full, atol=1e-4)
+    for given in (5, [[lora]], {lora: 10**400}):
+        with pytest.raises(pw.RequestError, match="apply adapters"):
+            context.set_loras(given)
+
+
+def test_adapters_are_checked_against_the_file_the_model_came_from(
+    write_tiny: Callable[..., Path], lora_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(tmp_path / "m.gguf", split_max_tensors=8)
+    first, *rest = sorted(tmp_path.glob("m-*.gguf"))
+    others = [shutil.copy(path, tmp_path / f"part{i}.gguf") for i, path in enumerate((first, *rest))]
+    with pw.Model(others, n_threads=1) as listed, pw.Model(first, n_threads=1) as split:
+        listed.load_lora(lora_path).close()
+        split.load_lora(lora_path).close()
+    wide = write_lora(tmp_path / "wide.gguf", {"blk.0.attn_q.weight": (32, 32)})
+    with (
+        pw.Model([first, *rest], n_threads=1) as listed,
+        pytest.raises(pw.UnsupportedModelError, match="and the model has"),
+    ):
+        listed.load_lora(wide)
+    source = write_tiny(tmp_path / "source.gguf")
+    (tmp_path / "cwd").mkdir()
+    write_tiny(tmp_path / "cwd" / "source.gguf", n_embd=32)
+    monkeypatch.chdir(tmp_path / "cwd")
+    with source.open("rb") as file, pw.Model(file, n_threads=1) as model:
+        model.load_lora(lora_path).close()
+        with pytest.raises(pw.UnsupportedModelError, match="and the model has"):
+            model.load_lora(wide)
+
+
 def test_wrong_arguments_are_refused(tiny: pw.Model, context: pw.Context, tiny_path: Path, lora_path: Path) -> None:
     lora = tiny.load_lora(lora_path)
     for scale in (float("nan"), float("inf"), 1e39, "1", True, None):
@@ -282,6 +324,8 @@ def test_control_vectors_that_do_not_fit_are_refused(context: pw.Context, tmp_pa
     for bad in (one, [["a"]], np.full((1, 64), np.nan), np.zeros((0, 64))):
         with pytest.raises(pw.RequestError, match="make a control vector"):
             pw.ControlVector(bad)
+    with pytest.raises(pw.RequestError, match="ndarray is no control vector"):
+        context.set_control_vector(one[None])  # type: ignore[arg-type]
     for start, end in ((0, 1), (1, 3), (True, 1), (1, 1.5)):
         with pytest.raises(pw.RequestError, match="is not one from 1 to 2"):
             context.set_control_vector(pw.ControlVector(one[None]), start, end)  # type: ignore[arg-type]

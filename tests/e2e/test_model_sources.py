@@ -198,6 +198,12 @@ def test_tensors_are_checked_by_more_threads_than_there_are(smollm2_path: Path) 
         assert "Paris" in model.generate("The capital of France is", max_tokens=6, temperature=0).text
 
 
+def test_a_model_is_saved_under_a_name_as_long_as_names_can_be(tiny: pw.Model, tmp_path: Path) -> None:
+    path = tmp_path / ("\u5b57" * 83 + ".gguf")
+    tiny.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_saved_model_is_the_same_model(tiny: pw.Model, tmp_path: Path) -> None:
     path = tmp_path / "saved.gguf"
     tiny.save(path)

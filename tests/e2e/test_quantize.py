@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -50,6 +51,41 @@ def test_a_dry_run_foretells_the_result_and_writes_nothing(source: Path, tmp_pat
     assert dry.size_after_bytes == real.size_after_bytes
     assert dry.n_elements == real.n_elements
     assert dry.size_before_bytes == real.size_before_bytes
+
+
+@pytest.mark.parametrize("prune_layers", [(), (0,)])
+def test_a_dry_run_takes_tensors_of_any_name(source: Path, tmp_path: Path, prune_layers: tuple[int, ...]) -> None:
+    data = source.read_bytes()
+    for name, other in (
+        (b"blk.0.attn_norm.weight", b" lk.0.attn_norm.weight"),
+        (b"blk.1.attn_norm.weight", b"blk.1.attn\n\x07orm\t - [x]"),
+        (b"blk.1.ffn_norm.weight", b"\n[   3/  20] m.weight"),
+    ):
+        assert len(name) == len(other)
+        data = data.replace(name, other, 1)
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(data)
+    changes: dict[str, Any] = {"prune_layers": prune_layers, "n_threads": 1}
+    dry = pw.quantize(odd, tmp_path / "q.gguf", "Q8_0", dry_run=True, **changes)
+    real = pw.quantize(odd, tmp_path / "q.gguf", "Q8_0", **changes)
+    assert dry.tensor_types == real.tensor_types and " lk.0.attn_norm.weight" in dry.tensor_types
+    assert dry.size_after_bytes == real.size_after_bytes
+
+
+@pytest.mark.parametrize("n_threads", ["2", 0, True, 1.5])
+def test_numbers_of_threads_that_are_none_are_refused(source: Path, tmp_path: Path, n_threads: Any) -> None:
+    with pytest.raises(pw.RequestError, match="not a positive integer"):
+        pw.quantize(source, tmp_path / "q.gguf", n_threads=n_threads)
+
+
+def test_the_result_is_on_the_disk_before_it_gets_its_name(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    path = tmp_path / ("\u00e9" * 120)
+    pw.quantize(source, path, "Q8_0", n_threads=1)
+    assert path.stat().st_ino in synced and names(tmp_path) == [path.name]
 
 
 def test_what_stood_there_stays_until_the_new_file_is_complete(source: Path, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import stat
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -237,6 +240,7 @@ def cell(data: bytearray, n_tokens: int = 0) -> int:
         (4, 2**32 - 1, "a token of 4294967295 sequences"),
         (8, 1, "a token of the sequences"),
         (8, 2**32 - 1, "a token of the sequences"),
+        (6 * 12 + 4, 3, "3 layers where the model has 2"),
     ],
 )
 def test_a_state_forged_with_a_fitting_digest_is_refused(
@@ -312,6 +316,51 @@ def test_files_that_cannot_be_used_are_request_errors(context: pw.Context, tmp_p
     for data in (b"", b"GGUF", bytes(1000)):
         with pytest.raises(pw.RequestError, match="load a state"):
             context.state.set_data(data)
+
+
+def test_no_more_is_allocated_than_a_file_holds(context: pw.Context, tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"GGUF")
+    tracemalloc.start()
+    try:
+        with pytest.raises(pw.RequestError, match="only 4 bytes"):
+            context.state.load(path)
+        with path.open("rb") as file, pytest.raises(pw.RequestError, match="only 4 bytes"):
+            context.state.load(file)
+        os.truncate(path, 1 << 33)
+        with pytest.raises(pw.RequestError, match="larger than the sandbox's memory"):
+            context.state.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_a_fifo_is_refused_and_not_waited_for(context: pw.Context, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(pw.RequestError, match="not a regular file"):
+        context.state.load(tmp_path / "fifo")
+
+
+def test_data_that_is_no_bytes_is_refused(context: pw.Context) -> None:
+    for data in ("x", 5, None, memoryview(b"abcd")[::2]):
+        with pytest.raises(pw.RequestError, match="is no bytes, or not contiguous"):
+            context.state.set_data(data)  # type: ignore[arg-type]
+
+
+def test_a_saved_file_is_on_the_disk_and_keeps_its_mode(
+    context: pw.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    path = tmp_path / ("long" * 63)
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    mode = path.stat().st_mode
+    context.state.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(mode)
+    assert path.stat().st_ino in synced
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_models_without_a_memory_have_no_state(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,14 @@ def test_the_old_format_is_read(tmp_path: Path) -> None:
     assert (imatrix.datasets, imatrix.n_chunks) == (("wiki.txt",), 3)
     sums, counts = importances(SHAPE)["blk.0.attn_q.weight"]
     assert np.allclose(imatrix.entries["blk.0.attn_q.weight"], sums[0] / counts[0])
+
+
+@pytest.mark.parametrize("entries", [{"x": "y"}, {"x": [[1], [2, 3]]}, {"x": None}, {5: [1.0]}])
+def test_entries_that_are_no_numbers_are_refused(entries: Any) -> None:
+    with pytest.raises(pw.RequestError, match="use an importance matrix"):
+        pw.Imatrix(entries)
+    with pytest.raises(pw.RequestError, match="use an importance matrix"):
+        pw.quantize("any.gguf", "other.gguf", imatrix=entries)
 
 
 def test_every_truncation_is_refused_or_only_loses_what_is_optional(tmp_path: Path) -> None:
