@@ -230,8 +230,8 @@ class Context(ContextOutputs):
         """Apply these LoRA adapters, and no others, from the next ``decode`` on: ``llama_set_adapters_lora``.
 
         One adapter or several; a mapping gives each its scale, else it is 1; 0 leaves one out, ``None`` turns all off.
-        What the KV cache holds stays as it was computed: clear it to begin anew. Raises ``RequestError`` for an adapter of
-        another model and ``ClosedError`` for a closed one.
+        What the KV cache holds stays as it was computed: clear it to begin anew. Raises ``RequestError`` for an adapter
+        of another model and ``ClosedError`` for a closed one.
         """
         apply_loras(self, adapters)
 
