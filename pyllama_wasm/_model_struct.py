@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .native import Native
     from .native.callback import Callback
 
-__all__ = ["check_overrides", "model_struct"]
+__all__ = ["check_overrides", "model_struct", "override_table"]
 
 _LOAD_MODES = {"mmap": _abi.LLAMA_LOAD_MODE_MMAP, "none": _abi.LLAMA_LOAD_MODE_NONE}
 _COPIED = ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp", "no_alloc")
@@ -33,12 +33,12 @@ def model_struct(native: Native, params: ModelParams, progress: Callback) -> Ite
     struct["load_mode"] = _abi.LLAMA_LOAD_MODE_NONE if params.no_alloc else _LOAD_MODES[params.load_mode]
     struct["progress_callback"] = progress.function
     struct["progress_callback_user_data"] = progress.user_data
-    with native.array(_override_table(params.kv_overrides)) as table:
+    with native.array(override_table(params.kv_overrides)) as table:
         struct["kv_overrides"] = table
         yield struct
 
 
-def _override_table(overrides: Mapping[str, bool | int | float | str]) -> bytes:
+def override_table(overrides: Mapping[str, bool | int | float | str]) -> bytes:
     """Return the array of ``llama_model_kv_override``, ended by one with an empty key."""
     entries = []
     for key, value in overrides.items():

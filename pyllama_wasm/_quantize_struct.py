@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import _abi
+from ._model_struct import override_table
 from .native import Native, Struct
 
 if TYPE_CHECKING:
     from .imatrix import Imatrix
-    from .quantize_params import Override, QuantizeParams
+    from .quantize_params import QuantizeParams
 
 __all__ = ["write_params"]
 
@@ -36,8 +37,7 @@ def write_params(native: Native, params: QuantizeParams, imatrix: Imatrix | None
         struct["imatrix"] = _table(native, items, native.struct("llama_model_imatrix_data"))
         overrides |= _imatrix_notes(imatrix)
     if overrides:
-        records = [_override(native, key, value) for key, value in overrides.items()]
-        struct["kv_overrides"] = _table(native, records, native.struct("llama_model_kv_override"))
+        struct["kv_overrides"] = _put(native, override_table(overrides))
     if params.tensor_types:
         patterns = [
             native.struct("llama_model_tensor_override", pattern=_text(native, pattern), type=ggml_type(kind))
@@ -70,19 +70,6 @@ def _imatrix_notes(imatrix: Imatrix) -> dict[str, str | int]:
 def _cut(text: str) -> str:
     # As strncpy does, but never in the middle of a character.
     return text.encode()[:_TEXT_BYTES].decode(errors="ignore")
-
-
-def _override(native: Native, key: str, value: Override) -> Struct:
-    struct = native.struct("llama_model_kv_override", key=key)
-    if isinstance(value, bool):
-        struct["tag"], struct["val_bool"] = _abi.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-    elif isinstance(value, int):
-        struct["tag"], struct["val_i64"] = _abi.LLAMA_KV_OVERRIDE_TYPE_INT, value
-    elif isinstance(value, float):
-        struct["tag"], struct["val_f64"] = _abi.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-    else:
-        struct["tag"], struct["val_str"] = _abi.LLAMA_KV_OVERRIDE_TYPE_STR, value
-    return struct
 
 
 def _table(native: Native, items: list[Struct], end: Struct) -> int:
