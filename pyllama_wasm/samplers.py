@@ -17,7 +17,7 @@ import numpy as np
 from ._sampler_parts import ALL_TOKENS, Leaf, Parts
 from .custom_sampler import CustomSampler, SamplerHook
 from .errors import GuestException, RequestError
-from .params import DRY_SEQUENCE_BREAKERS, MAX_PENALTY, RANDOM_SEED, SMALLEST_TEMPERATURE, SamplingParams
+from .params import MAX_PENALTY, RANDOM_SEED, SMALLEST_TEMPERATURE, SamplingParams
 from .params import _check_float as check_float
 from .params import _check_int as check_int
 from .params import _check_text as check_text
@@ -159,10 +159,10 @@ def penalties(model: LoadedModel, last_n: int, repeat: float, frequency: float, 
 def dry(
     model: LoadedModel,
     multiplier: float,
-    base: float = 1.75,
-    allowed_length: int = 2,
-    last_n: int = 64,
-    sequence_breakers: Sequence[str] = DRY_SEQUENCE_BREAKERS,
+    base: float,
+    allowed_length: int,
+    last_n: int,
+    sequence_breakers: Sequence[str],
 ) -> Recipe:
     """Penalise what would go on with a repetition."""
     check_float("multiplier", multiplier, 0.0)
