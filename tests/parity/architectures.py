@@ -28,6 +28,18 @@ ROWS = (0, 11, 23)
 N_PROBES = 12
 """Recorded logits of each of them, evenly spread over the vocabulary."""
 
+LEFT_OUT = {
+    "clip": "it is computed by libmtmd, and llama.cpp refuses to load it as a model",
+    "gptj": "llama.cpp knows the name and has no implementation",
+    "clef": "the size of its head is read off the tensors of a file",
+    "rwkv6qwen2": "it is told apart by tensors that are not there, and a model made in memory has all",
+    "plm": "its tensors do not fit each other in the shapes that metadata gives",
+    "gemma4-assistant": "it drafts for another model, whose context it computes with",
+    "eagle3": "it drafts for another model, whose context it computes with",
+    "dflash": "it drafts for another model, whose context it computes with",
+}
+"""The architectures of the build without a record, and why."""
+
 Floats = npt.NDArray[np.float32]
 _F16, _F32 = 1, 0
 _U64 = np.uint64
@@ -72,15 +84,24 @@ class Case:
     encode: bool
     """Whether the tokens are encoded before they are decoded."""
     probes: Floats
-    """(len(ROWS), N_PROBES) logits of native."""
+    """(len(ROWS), N_PROBES) logits of native, or numbers of its embeddings."""
     properties: dict[str, float]
     """What native's ``llama_model_…`` functions of these names answer."""
+    embeddings: bool = False
+    """Whether it computes embeddings of tokens, and no logits that mean anything."""
 
 
 def probes_of(logits: Floats) -> Floats:
-    """Return what is recorded of (N_TOKENS, n_vocab) logits."""
-    n_vocab = logits.shape[1]
-    return logits[np.ix_(ROWS, np.arange(N_PROBES) * n_vocab // N_PROBES)]
+    """Return what is recorded of (N_TOKENS, n_vocab) logits, or of embeddings."""
+    width = logits.shape[1]
+    return logits[np.ix_(ROWS, np.arange(N_PROBES) * width // N_PROBES)]
+
+
+def header() -> dict[str, Any]:
+    """Return what the record says about itself."""
+    with np.load(GOLDEN) as arrays:
+        found: dict[str, Any] = json.loads(bytes(arrays["header"]).decode())
+        return found
 
 
 def load() -> tuple[Case, ...]:
@@ -92,7 +113,8 @@ def load() -> tuple[Case, ...]:
     cases, at = [], 0
     for i, entry in enumerate(index):
         size = entry["metadata_bytes"]
-        cases.append(Case(entry["name"], blob[at : at + size], entry["encode"], probes[i], entry["properties"]))
+        metadata, properties = blob[at : at + size], entry["properties"]
+        cases.append(Case(entry["name"], metadata, entry["encode"], probes[i], properties, entry["embeddings"]))
         at += size
     return tuple(cases)
 
@@ -100,7 +122,13 @@ def load() -> tuple[Case, ...]:
 def save(cases: list[Case], header: dict[str, Any]) -> None:
     """Write the record."""
     index = [
-        {"name": c.name, "metadata_bytes": len(c.metadata), "encode": c.encode, "properties": c.properties}
+        {
+            "name": c.name,
+            "metadata_bytes": len(c.metadata),
+            "encode": c.encode,
+            "embeddings": c.embeddings,
+            "properties": c.properties,
+        }
         for c in cases
     ]
     blob = lzma.compress(b"".join(c.metadata for c in cases), preset=9 | lzma.PRESET_EXTREME)
@@ -118,11 +146,12 @@ def run(
 ) -> tuple[dict[str, float], Floats]:
     """Make the model in the guest and decode the tokens; on the engine thread.
 
-    Returns what ``llama_model_…`` answers for the recorded properties, and (N_TOKENS, n_vocab) logits.
+    Returns what ``llama_model_…`` answers for the recorded properties, and (N_TOKENS, n_vocab) logits or (N_TOKENS,
+    n_embd_out) embeddings.
     """
     with _made(native, case, make_weights) as (model, ctx):
         properties = {name: getattr(native, f"llama_model_{name}")(model) for name in case.properties}
-        return properties, _decode(native, model, ctx, case.encode)
+        return properties, _decode(native, model, ctx, case)
 
 
 def make(native: Native, case: Case) -> None:
@@ -141,7 +170,7 @@ def _made(native: Native, case: Case, make_weights: Callable[[str, int], Floats]
     try:
         model = _make_model(native, metadata, make_weights)
         assert model, f"{case.name}: llama_model_init_from_user failed"
-        ctx = _make_context(native, model)
+        ctx = _make_context(native, model, case.embeddings)
         assert ctx, f"{case.name}: llama_init_from_model failed"
         yield model, ctx
     finally:
@@ -176,15 +205,16 @@ def _make_model(native: Native, metadata: int, make_weights: Callable[[str, int]
         return int(native.llama_model_init_from_user(metadata, callback, callback.user_data, params))
 
 
-def _make_context(native: Native, model: int) -> int:
+def _make_context(native: Native, model: int, embeddings: bool) -> int:
     params = native.llama_context_default_params()
     params["n_ctx"], params["n_batch"], params["n_ubatch"] = 64, 32, 32
     params["n_threads"] = params["n_threads_batch"] = 1
     params["type_k"] = params["type_v"] = _F16
+    params["embeddings"], params["pooling_type"] = embeddings, _abi.LLAMA_POOLING_TYPE_NONE
     return int(native.llama_init_from_model(model, params))
 
 
-def _decode(native: Native, model: int, ctx: int, encode: bool) -> Floats:
+def _decode(native: Native, model: int, ctx: int, case: Case) -> Floats:
     n, view = N_TOKENS, native.engine.memory.view
     with ExitStack() as stack:
 
@@ -201,12 +231,17 @@ def _decode(native: Native, model: int, ctx: int, encode: bool) -> Floats:
             seq_id=array([seq] * n, "<u4"),
             logits=array([1] * n, "i1"),
         )
-        if encode:
+        if case.encode:
             assert native.llama_encode(ctx, struct) == 0
         assert native.llama_decode(ctx, struct) == 0
-        n_vocab = int(native.llama_vocab_n_tokens(native.llama_model_get_vocab(model)))
-        rows = [int(native.llama_get_logits_ith(ctx, i)) for i in range(n)]
-        return np.stack([view(row, n_vocab, np.float32).copy() for row in rows])
+        if case.embeddings:
+            width, get = int(native.llama_model_n_embd_out(model)), native.llama_get_embeddings_ith
+        else:
+            width, get = (
+                int(native.llama_vocab_n_tokens(native.llama_model_get_vocab(model))),
+                native.llama_get_logits_ith,
+            )
+        return np.stack([view(int(get(ctx, i)), width, np.float32).copy() for i in range(n)])
 
 
 def build() -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from . import architectures
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "build" / "sources" / "llama.cpp"
 
 
 def dump(variant: str, folder: Path) -> list[architectures.Case]:
@@ -27,8 +29,9 @@ def dump(variant: str, folder: Path) -> list[architectures.Case]:
             name,
             (folder / f"{name}.gguf").read_bytes(),
             entry["encode"],
-            architectures.probes_of(np.array(entry["logits"], np.float32)),
+            architectures.probes_of(np.array(entry["rows"], np.float32)),
             entry["properties"],
+            entry["embeddings"],
         )
         for name, entry in record.items()
     ]
@@ -38,11 +41,14 @@ def main() -> None:
     """Run the native peer and write the record."""
     with tempfile.TemporaryDirectory() as folder:
         cases = dump("portable", Path(folder))
+    names = re.findall(r'\{\s*LLM_ARCH_\w+,\s*"([^"(]+)"', (SOURCES / "src" / "llama-arch.cpp").read_text())
+    made = {case.name for case in cases}
     bad = [case.name for case in cases if not np.isfinite(case.probes).all()]
     header = {
         "llama_cpp": f"{architectures.build()}, tests/parity/native, portable",
         "context": "n_ctx 64, n_ubatch 32, KV cache f16, flash attention auto, n_threads 1",
         "not_finite": bad,
+        "left_out": [name for name in names if not made & {name, f"{name}-moe"}],
     }
     architectures.save(cases, header)
     print(f"{len(cases)} models, {architectures.GOLDEN.stat().st_size} bytes, not finite: {bad}")

@@ -6,33 +6,14 @@
 // SCENARIOS: [{"name", "model", "params": {...}, "steps": [[operation, argument...], ...]}]; files are in FOLDER. The
 // record has, for each scenario, the rows that its steps put out: logits of the last token of a decode, or embeddings.
 
-#include "llama.h"
+#include "dump.h"
 
-#include "nlohmann/json.hpp"
-
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <map>
-#include <memory>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-using json = nlohmann::ordered_json;
 
 static std::string folder;
-
-struct model_deleter {
-    void operator()(llama_model * model) const { llama_model_free(model); }
-};
-struct context_deleter {
-    void operator()(llama_context * ctx) const { llama_free(ctx); }
-};
-using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
-using context_ptr = std::unique_ptr<llama_context, context_deleter>;
 
 static int number_of(const std::vector<std::string> & names, const std::string & name, int first) {
     for (size_t i = 0; i < names.size(); i++) {
@@ -53,7 +34,7 @@ static ggml_type type_of(const std::string & name) {
     throw std::runtime_error("unknown type " + name);
 }
 
-static context_ptr make_context(llama_model * model, const json & set) {
+static llama_context_ptr make_context(llama_model * model, const json & set) {
     llama_context_params params = llama_context_default_params();
     params.n_threads = params.n_threads_batch = 1;
     for (const auto & [key, value] : set.items()) {
@@ -84,7 +65,7 @@ static context_ptr make_context(llama_model * model, const json & set) {
             throw std::runtime_error("unknown parameter " + key);
         }
     }
-    context_ptr ctx(llama_init_from_model(model, params));
+    llama_context_ptr ctx(llama_init_from_model(model, params));
     if (!ctx) {
         throw std::runtime_error("make context: llama_init_from_model failed");
     }
@@ -105,7 +86,7 @@ static std::vector<float> read_floats(const std::string & name) {
 // Runs one scenario; what a step puts out goes to `rows`.
 struct runner {
     llama_model * model;
-    context_ptr   ctx;
+    llama_context_ptr ctx;
     json          rows = json::array();
     std::map<std::string, llama_adapter_lora *> loras;
 
@@ -223,42 +204,34 @@ struct runner {
     }
 };
 
-static void quiet_log(ggml_log_level level, const char * text, void *) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        fputs(text, stderr);
+static json record(const json & scenario) {
+    const std::string path = folder + "/" + scenario.at("model").get<std::string>();
+    // A model of its own: making a context with YaRN changes the model.
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    if (!model) {
+        throw std::runtime_error("llama_model_load_from_file failed");
     }
+    runner run = { model.get(), make_context(model.get(), scenario.at("params")), json::array(), {} };
+    for (const json & step : scenario.at("steps")) {
+        run.run(step);
+    }
+    return run.rows;
+}
+
+static void run_all(int, char ** argv) {
+    folder = argv[1];
+    json out = json::object();
+    for (const json & scenario : json::parse(std::cin)) {
+        const std::string name = scenario.at("name");
+        try {
+            out[name] = record(scenario);
+        } catch (const std::exception & error) {
+            throw std::runtime_error(name + ": " + error.what());
+        }
+    }
+    printf("%s\n", out.dump().c_str());
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s FOLDER < SCENARIOS.json\n", argv[0]);
-        return 2;
-    }
-    folder = argv[1];
-    llama_log_set(quiet_log, nullptr);
-    llama_backend_init();
-    std::string name;
-    try {
-        json out = json::object();
-        for (const json & scenario : json::parse(std::cin)) {
-            name = scenario.at("name");
-            const std::string path = folder + "/" + scenario.at("model").get<std::string>();
-            // A model of its own: making a context with YaRN changes the model.
-            model_ptr model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
-            if (!model) {
-                throw std::runtime_error("llama_model_load_from_file failed");
-            }
-            runner run = { model.get(), make_context(model.get(), scenario.at("params")), json::array(), {} };
-            for (const json & step : scenario.at("steps")) {
-                run.run(step);
-            }
-            out[name] = run.rows;
-        }
-        printf("%s\n", out.dump().c_str());
-    } catch (const std::exception & error) {
-        fprintf(stderr, "dump_contexts: %s: %s\n", name.c_str(), error.what());
-        return 1;
-    }
-    llama_backend_free();
-    return 0;
+    return dump_main(argc, argv, 1, 1, "FOLDER < SCENARIOS.json", run_all);
 }

@@ -5,20 +5,12 @@
 //
 // Writes {"vocab": {"index of the input": "decoded text"}} for the inputs that do not come back as they went in.
 
-#include "llama.h"
+#include "dump.h"
 
-#include "nlohmann/json.hpp"
-
-#include <cstdio>
+#include <climits>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <memory>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-using json = nlohmann::ordered_json;
 
 static std::vector<std::string> read_inputs(const std::string & path) {
     static const std::string separator = "\n__ggml_vocab_test__\n";
@@ -60,8 +52,7 @@ static std::string round_trip(const llama_vocab * vocab, const std::string & tex
 static json changed_texts(const std::string & path) {
     llama_model_params params = llama_model_default_params();
     params.vocab_only = true;
-    std::unique_ptr<llama_model, void (*)(llama_model *)> model(llama_model_load_from_file(path.c_str(), params),
-                                                                llama_model_free);
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), params));
     if (!model) {
         throw std::runtime_error("load " + path + ": llama_model_load_from_file failed");
     }
@@ -76,17 +67,14 @@ static json changed_texts(const std::string & path) {
     return changed;
 }
 
-int main(int argc, char ** argv) {
-    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    try {
-        json out = json::object();
-        for (int i = 1; i < argc; i++) {
-            out[std::filesystem::path(argv[i]).filename().string()] = changed_texts(argv[i]);
-        }
-        printf("%s\n", out.dump(1).c_str());
-    } catch (const std::exception & error) {
-        fprintf(stderr, "dump_detokenize: %s\n", error.what());
-        return 1;
+static void run(int argc, char ** argv) {
+    json out = json::object();
+    for (int i = 1; i < argc; i++) {
+        out[std::filesystem::path(argv[i]).filename().string()] = changed_texts(argv[i]);
     }
-    return 0;
+    printf("%s\n", out.dump(1).c_str());
+}
+
+int main(int argc, char ** argv) {
+    return dump_main(argc, argv, 0, INT_MAX, "VOCAB.gguf...", run, /*is_loud =*/ false);
 }

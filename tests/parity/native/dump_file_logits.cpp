@@ -4,18 +4,10 @@
 //
 // and writes each model, as llama.cpp saves it, to FOLDER.
 
-#include "llama-cpp.h"
-#include "llama.h"
+#include "dump.h"
 
-#include "nlohmann/json.hpp"
-
-#include <cstdio>
+#include <climits>
 #include <filesystem>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-using json = nlohmann::ordered_json;
 
 static constexpr int N_TOKENS = 8;
 
@@ -37,48 +29,22 @@ static json record(const std::string & path, const std::filesystem::path & folde
     if (!ctx) {
         throw std::runtime_error("load " + path + ": llama_init_from_model failed");
     }
-    llama_batch batch = llama_batch_init(N_TOKENS, 0, 1);
+    std::vector<llama_token> tokens;
     for (int i = 0; i < N_TOKENS; i++) {
-        batch.token[i]     = 5 + 7 * i;
-        batch.pos[i]       = i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = true;
+        tokens.push_back(5 + 7 * i);
     }
-    batch.n_tokens = N_TOKENS;
-    const int status = llama_decode(ctx.get(), batch);
-    llama_batch_free(batch);
-    if (status != 0) {
-        throw std::runtime_error("decode with " + path + ": llama_decode answered " + std::to_string(status));
+    decode(ctx.get(), tokens, 0, /*all_logits =*/ true);
+    return logits_of(ctx.get(), N_TOKENS);
+}
+
+static void run(int argc, char ** argv) {
+    json out = json::object();
+    for (int i = 2; i < argc; i++) {
+        out[std::filesystem::path(argv[i]).filename().string()] = record(argv[i], argv[1]);
     }
-    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
-    json logits = json::array();
-    for (int i = 0; i < N_TOKENS; i++) {
-        const float * row = llama_get_logits_ith(ctx.get(), i);
-        logits.push_back(std::vector<float>(row, row + n_vocab));
-    }
-    return logits;
+    printf("%s\n", out.dump().c_str());
 }
 
 int main(int argc, char ** argv) {
-    if (argc < 2) {
-        fprintf(stderr, "usage: %s FOLDER MODEL.gguf...\n", argv[0]);
-        return 2;
-    }
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            fputs(text, stderr);
-        }
-    }, nullptr);
-    try {
-        json out = json::object();
-        for (int i = 2; i < argc; i++) {
-            out[std::filesystem::path(argv[i]).filename().string()] = record(argv[i], argv[1]);
-        }
-        printf("%s\n", out.dump().c_str());
-    } catch (const std::exception & error) {
-        fprintf(stderr, "dump_file_logits: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+    return dump_main(argc, argv, 1, INT_MAX, "FOLDER MODEL.gguf...", run);
 }

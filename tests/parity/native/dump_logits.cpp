@@ -6,31 +6,13 @@
 // `step` feeds one token at a time after the prompt, as generation does; `batch` then feeds the same tokens as one
 // batch. Their difference is native's own numerical noise.
 
-#include "llama.h"
-
-#include "nlohmann/json.hpp"
+#include "dump.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
-#include <memory>
 #include <numeric>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-using json = nlohmann::ordered_json;
 
 static constexpr int N_TOP = 8;
-
-struct model_deleter {
-    void operator()(llama_model * model) const { llama_model_free(model); }
-};
-struct context_deleter {
-    void operator()(llama_context * ctx) const { llama_free(ctx); }
-};
-using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
-using context_ptr = std::unique_ptr<llama_context, context_deleter>;
 
 struct settings {
     int n_ctx;
@@ -38,7 +20,7 @@ struct settings {
     int n_probes;
 };
 
-static context_ptr make_context(llama_model * model, const settings & set, int n_threads) {
+static llama_context_ptr make_context(llama_model * model, const settings & set, int n_threads) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx           = set.n_ctx;
     params.n_batch         = set.n_ctx;
@@ -49,7 +31,7 @@ static context_ptr make_context(llama_model * model, const settings & set, int n
     params.type_k          = GGML_TYPE_F16;
     params.type_v          = GGML_TYPE_F16;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    context_ptr ctx(llama_init_from_model(model, params));
+    llama_context_ptr ctx(llama_init_from_model(model, params));
     if (!ctx) {
         throw std::runtime_error("make context: llama_init_from_model failed");
     }
@@ -65,25 +47,6 @@ static std::vector<llama_token> tokenize(const llama_vocab * vocab, const std::s
     }
     tokens.resize(n);
     return tokens;
-}
-
-// Feeds `tokens` at positions first_pos, first_pos + 1, ...; logits for all of them or for the last one.
-static void decode(llama_context * ctx, const std::vector<llama_token> & tokens, int first_pos, bool all_logits) {
-    const int n = (int) tokens.size();
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    for (int i = 0; i < n; i++) {
-        batch.token[i]     = tokens[i];
-        batch.pos[i]       = first_pos + i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = all_logits || i == n - 1;
-    }
-    batch.n_tokens = n;
-    const int status = llama_decode(ctx, batch);
-    llama_batch_free(batch);
-    if (status != 0) {
-        throw std::runtime_error("decode: llama_decode answered " + std::to_string(status));
-    }
 }
 
 // The largest logits with their tokens, then the logits of a fixed, evenly spread set of tokens.
@@ -108,7 +71,7 @@ static json record_prompt(llama_model * model, const std::string & text, const s
     const llama_vocab * vocab   = llama_model_get_vocab(model);
     const int           n_vocab = llama_vocab_n_tokens(vocab);
 
-    context_ptr ctx = make_context(model, set, n_threads);
+    llama_context_ptr ctx = make_context(model, set, n_threads);
     const std::vector<llama_token> prompt = tokenize(vocab, text);
     if ((int) prompt.size() + set.n_steps > set.n_ctx) {
         throw std::runtime_error("record: prompt too long for the context: " + text);
@@ -135,13 +98,7 @@ static json record_prompt(llama_model * model, const std::string & text, const s
     return { { "prompt", prompt }, { "written", written }, { "steps", steps } };
 }
 
-static void quiet_log(ggml_log_level level, const char * text, void *) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        fputs(text, stderr);
-    }
-}
-
-static void run(char ** argv) {
+static void run(int, char ** argv) {
     const int  n_threads = std::stoi(argv[3]);
     const bool batched   = std::string(argv[4]) == "batch";
 
@@ -149,9 +106,7 @@ static void run(char ** argv) {
     const json spec = json::parse(file);
     const settings set = { spec.at("n_ctx"), spec.at("n_steps"), spec.at("n_probes") };
 
-    llama_log_set(quiet_log, nullptr);
-    llama_backend_init();
-    model_ptr model(llama_model_load_from_file(argv[1], llama_model_default_params()));
+    llama_model_ptr model(llama_model_load_from_file(argv[1], llama_model_default_params()));
     if (!model) {
         throw std::runtime_error(std::string("load ") + argv[1] + ": llama_model_load_from_file failed");
     }
@@ -168,19 +123,8 @@ static void run(char ** argv) {
         { "records", records },
     };
     printf("%s\n", out.dump().c_str());
-    llama_backend_free();
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 5) {
-        fprintf(stderr, "usage: %s MODEL PROMPTS.json N_THREADS step|batch\n", argv[0]);
-        return 2;
-    }
-    try {
-        run(argv);
-    } catch (const std::exception & error) {
-        fprintf(stderr, "dump_logits: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+    return dump_main(argc, argv, 4, 4, "MODEL PROMPTS.json N_THREADS step|batch", run);
 }
