@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ModelFileError, RequestError, UnsupportedModelError
+from ._atomic_file import replacing
+from .errors import ModelFileError, PyllamaError, RequestError, UnsupportedModelError
 from .gguf import GGUFReader
 
 if TYPE_CHECKING:
@@ -31,30 +31,14 @@ def save_model(model: LoadedModel, path: str | os.PathLike[str]) -> None:
         raise UnsupportedModelError(operation, f"llama.cpp cannot write models of the architecture {architecture}")
     if not target.name or target.is_dir():
         raise ModelFileError(operation, "it is a folder", "give the path of the file")
-    temporary = target.with_name(f".pyllama_wasm-{secrets.token_hex(8)}.tmp")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        fd = os.open(temporary, flags, 0o666)
+        with replacing(target) as (fd, temporary):
+            _write(model, fd, target.name, operation)
+            _check(model, temporary, operation)
+    except PyllamaError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
         raise ModelFileError(operation, getattr(error, "strerror", None) or str(error)) from error
-    try:
-        try:
-            _write(model, fd, target.name, operation)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        _check(model, temporary, operation)
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, ModelFileError):
-            raise
-        raise ModelFileError(operation, error.strerror or str(error)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _write(model: LoadedModel, fd: int, name: str, operation: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import _abi
+from ._atomic_file import PREFIX, final_path, put_in_place
 from ._guest_log import LogExcerpt, RecentLog
 from ._quantize_struct import write_params
 from .errors import (
@@ -140,9 +141,7 @@ class _Quantization:
             self._call_guest(targets, n_threads, progress)
             written = self._read_back(targets)
             result = self._result(written)
-            for target, path in zip(targets, result.paths, strict=True):
-                _sync(target)
-                target.replace(path)
+            put_in_place(targets, result.paths)
         if progress is not None:
             progress(1.0)
         return result
@@ -288,9 +287,9 @@ class _Quantization:
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=".pyllama_wasm-", dir=self.dst.parent))
-        except OSError as error:
-            raise ModelFileError(f"write {self.dst.name}", error.strerror or str(error)) from error
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=final_path(self.dst).parent))
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"write {self.dst.name}", getattr(error, "strerror", None) or str(error)) from error
         try:
             yield folder
         except OSError as error:
@@ -358,12 +357,6 @@ class _Quantization:
 
     def _size_before(self) -> int:
         return sum(tensor.n_bytes for reader in self.readers for tensor in reader.tensors)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has it: a name must not outlive a crash that its content does not."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _loader_key(name: str) -> tuple[int, str]:

@@ -6,12 +6,12 @@ import hashlib
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ._abi import LLAMA_CPP_BUILD
+from ._atomic_file import replacing
 from ._state_format import (
     OPERATION,
     Kind,
@@ -303,21 +303,7 @@ def _write(file: File, data: bytes) -> None:
         return
     path = Path(file)
     try:
-        with tempfile.NamedTemporaryFile(prefix=".pyllama_wasm-", dir=path.parent, delete=False) as opened:
-            temporary = Path(opened.name)
-            try:
-                opened.write(data)
-                opened.flush()
-                os.fsync(opened.fileno())
-            except BaseException:
-                temporary.unlink()
-                raise
-        try:
-            if path.exists():
-                temporary.chmod(path.stat().st_mode & 0o777)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
+        with replacing(path) as (fd, _), open(fd, "wb", closefd=False) as opened:
+            opened.write(data)
     except (OSError, ValueError) as error:
         raise RequestError(_SAVE, f"{path} cannot be written: {error}") from error

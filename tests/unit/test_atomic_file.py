@@ -1,0 +1,156 @@
+"""Files are written whole or not at all, and what stood there gives its mode."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyllama_wasm._atomic_file import final_path, put_in_place, replacing
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and limits are POSIX's")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def write(path: Path, data: bytes) -> None:
+    with replacing(path) as (fd, _):
+        os.write(fd, data)
+
+
+def test_the_file_is_there_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path) as (fd, temporary):
+        os.write(fd, b"new")
+        assert names(tmp_path) == [temporary.name]
+        assert temporary.read_bytes() == b"new"
+    assert names(tmp_path) == ["file"] and path.read_bytes() == b"new"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error), replacing(path) as (fd, _):
+        os.write(fd, b"new")
+        raise error
+    assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
+
+
+def test_a_failing_sync_or_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                write(path, b"new")
+        assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
+
+
+def test_all_files_are_on_the_disk_before_the_first_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, targets = [tmp_path / "a", tmp_path / "b"], [tmp_path / "x", tmp_path / "y"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    happened: list[str] = []
+    replace = Path.replace
+
+    def told(self: Path, to: Path) -> Path:
+        happened.append(self.name)
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: happened.append("sync"))
+    monkeypatch.setattr(Path, "replace", told)
+    put_in_place(files, targets)
+    assert happened[:4] == ["sync", "sync", "a", "b"]
+    assert [target.read_bytes() for target in targets] == [b"a", b"b"]
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_the_mode_of_the_replaced_file_is_kept(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode and path.read_bytes() == b"new"
+
+
+@posix
+def test_a_new_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write(tmp_path / "ours", b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@posix
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    for old in (b"old", None):  # with a file behind it, and without
+        if old is not None:
+            (folder / "file").write_bytes(old)
+            (folder / "file").chmod(0o640)
+        link.unlink(missing_ok=True)
+        link.symlink_to("folder/file")
+        write(link, b"new")
+        assert link.is_symlink() and link.read_bytes() == b"new"
+        assert names(folder) == ["file"] and names(tmp_path) == ["folder", "link"]
+        (folder / "file").unlink()
+    link.unlink()
+    link.symlink_to("link")
+    with pytest.raises(OSError, match="symbolic links"):
+        write(link, b"new")
+
+
+@posix
+def test_folders_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "null", Path("/dev/null")):
+        with pytest.raises(OSError, match="not a regular file"):
+            write(path, b"new")
+    with pytest.raises(OSError, match="it is a folder"):
+        final_path(tmp_path)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_paths_that_cannot_be_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write(tmp_path / "missing" / "file", b"")
+    with pytest.raises(ValueError, match="null"):
+        write(tmp_path / "a\0b", b"")
+
+
+@posix
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    program = """
+import pathlib, resource, sys
+from pyllama_wasm._atomic_file import replacing
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    with replacing(pathlib.Path(sys.argv[1])) as (fd, _), open(fd, "wb", closefd=False) as file:
+        file.write(bytes(1_000_000))
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "File too large\n", done.stderr
+    assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
