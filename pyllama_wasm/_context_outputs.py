@@ -39,6 +39,12 @@ class ContextOutputs:
     _outputs: dict[int, int]
     """Row of each output by its index in the batch."""
 
+    _sampled: dict[int, int]
+    """Sequence whose sampler in the context has chosen, by row."""
+
+    _without_logits: frozenset[int]
+    """Rows that the guest has not read back, since samplers in the context saw them."""
+
     _has_logits: bool
     _has_embeddings: bool
 
@@ -49,7 +55,7 @@ class ContextOutputs:
         result is a read-only view of guest memory, valid until the next ``decode`` or ``close``; copy it to keep it.
         """
         rank = self._output_rank(i)
-        return self._run(lambda: self._logit_rows()[rank], "get logits")
+        return self._run(lambda: self._logit_rows(rank)[rank], "get logits")
 
     def all_logits(self) -> Floats:
         """Return the logits of all outputs of the last batch, ``(n_outputs, n_vocab)``: ``llama_get_logits``.
@@ -100,8 +106,11 @@ class ContextOutputs:
         hint = "add it with logits=True"
         raise RequestError(f"get {kind}", f"the last batch asked for no logits of token {i}", hint)
 
-    def _logit_rows(self) -> Floats:
-        """Return all logits; on the engine thread."""
+    def _logit_rows(self, rank: int | None = None) -> Floats:
+        """Return all logits, of which one row, or every one, must be there; on the engine thread."""
+        if self._without_logits if rank is None else rank in self._without_logits:
+            reason = "the samplers in the context have taken them"
+            raise RequestError("get logits", reason, "use sampled_logits, or take the sampler out")
         if self._outputs and not self._has_logits:
             raise RequestError("get logits", "the model computed embeddings and no logits")
         ptr = int(self._native.llama_get_logits(self._ptr)) if self._outputs else 0
@@ -129,6 +138,7 @@ class ContextOutputs:
     def _forget_outputs(self) -> None:
         """Note that the guest's outputs are no longer those of a batch."""
         self._outputs, self._has_logits, self._has_embeddings = {}, False, False
+        self._sampled, self._without_logits = {}, frozenset()
 
     def _run(self, job: Callable[[], T], operation: str) -> T:
         """Run ``job`` on the engine thread if model and context are open."""

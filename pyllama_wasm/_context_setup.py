@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import struct as packing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import _abi
+from ._rank_head import check_pooling
 from .errors import RequestError
 from .params import ContextParams
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
-    from .native import Struct
+    from .native import Native, Struct
+    from .sampler import Sampler
 
-__all__ = ["check_context_params", "context_struct"]
+__all__ = ["check_context_params", "context_struct", "n_outputs_per_seq", "with_samplers"]
 
 _COPIED = (
-    "n_ubatch", "n_seq_max", "n_outputs_max", "rope_freq_base", "rope_freq_scale",
+    "n_ubatch", "n_seq_max", "n_outputs_max", "n_outputs_max_per_seq", "rope_freq_base", "rope_freq_scale",
     "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx",
     "embeddings", "swa_full", "kv_unified", "no_perf",
 )  # fmt: skip
@@ -32,7 +37,8 @@ _BLOCK = 32  # elements per block of every quantized type the KV cache takes
 
 
 def check_context_params(model: LoadedModel, params: ContextParams, architecture: str) -> None:
-    """Raise ``RequestError`` for what this model cannot have; on the engine thread."""
+    """Raise ``RequestError`` or ``UnsupportedModelError`` for what this model cannot have; on the engine thread."""
+    check_pooling(model, params.pooling_type, params.embeddings, _OPERATION)
     quantized = [kind for kind in (params.type_k, params.type_v) if kind not in _FLOAT_TYPES]
     if quantized and model.n_head_kv:
         shape = model._shape()
@@ -90,3 +96,18 @@ def _plan_pooling(struct: Struct, params: ContextParams, has_cache: bool) -> Non
     struct["n_batch"] = max(int(struct["n_batch"]), n_ubatch)
     if params.n_outputs_max:
         struct["n_outputs_max"] = max(int(struct["n_outputs_max"]), n_ubatch)
+
+
+def n_outputs_per_seq(struct: Struct, has_encoder: bool) -> int:
+    """Return for how many outputs of a sequence the guest will make samplers, or a little more."""
+    n_all = int(struct["n_batch"]) if has_encoder else int(struct["n_outputs_max"]) or int(struct["n_batch"])
+    return min(int(struct["n_outputs_max_per_seq"]) or n_all, n_all)
+
+
+@contextmanager
+def with_samplers(native: Native, struct: Struct, samplers: Mapping[int, Sampler]) -> Iterator[None]:
+    """Have ``struct`` name these chains for the block: ``llama_sampler_seq_config``; on the engine thread."""
+    configs = b"".join(packing.pack("<iI", seq_id, chain._parts.ptr) for seq_id, chain in samplers.items())
+    with native.array(configs or bytes(8)) as ptr:
+        struct["samplers"], struct["n_samplers"] = ptr if samplers else 0, len(samplers)
+        yield

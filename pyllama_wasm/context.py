@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _abi
 from ._batch_check import BatchLimits, check_batch
-from ._context_outputs import ContextOutputs
-from ._context_setup import check_context_params, context_struct
+from ._context_sampling import ContextSampling
+from ._context_setup import check_context_params, context_struct, n_outputs_per_seq, with_samplers
 from ._guest_batch import GuestBatch
 from ._memory_probe import context_pieces, probe_memory
+from ._rank_head import check_pooling
 from .adapter import ControlVector, LoraAdapter, Loras, apply_control_vector, apply_loras
 from .errors import (
     CancelledError,
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .loaded_model import LoadedModel
     from .native import Struct
+    from .sampler import Sampler
 
 __all__ = ["Context"]
 
 T = TypeVar("T")
 
 
-class Context(ContextOutputs):
+class Context(ContextSampling):
     """Made by ``Model.context``; closed by ``close``, by ``with`` or with its model. Usable from any thread."""
 
     n_ctx: int
@@ -61,7 +63,9 @@ class Context(ContextOutputs):
     n_outputs_max: int
     """Most tokens of one ``decode`` whose logits can be asked for."""
 
-    def __init__(self, model: LoadedModel, params: ContextParams) -> None:
+    def __init__(
+        self, model: LoadedModel, params: ContextParams, samplers: Mapping[int, Sampler] | None = None
+    ) -> None:
         """Create it with ``llama_init_from_model``; raises ``OutOfMemoryError`` or ``RequestError``."""
         self.model, self.params = model, params
         self._native, self._ptr = model.native, 0
@@ -70,6 +74,7 @@ class Context(ContextOutputs):
         self._is_shift_pending = self._is_copy_pending = False
         self._encoded_seqs: frozenset[int] = frozenset()
         self._loras: dict[LoraAdapter, float] = {}
+        self._samplers = dict(samplers or {})
         if model.params.vocab_only:
             raise RequestError("create a context", "the model was loaded with vocab_only", "load it with its weights")
         model._run(self._create, "create a context")
@@ -110,6 +115,8 @@ class Context(ContextOutputs):
             except RequestError:
                 self._check_positions(batch)
                 raise
+            if self._samplers:
+                self._note_sampled(batch)
 
         self.model._run_cancellable(job, "decode")
 
@@ -137,8 +144,11 @@ class Context(ContextOutputs):
     def warmup(self) -> None:
         """Compute one small batch and forget it: ``llama_set_warmup``.
 
-        The first real one then finds its weights read. Raises ``RequestError`` unless the context is empty.
+        The first real one then finds its weights read. Raises ``RequestError`` unless the context is empty and has no
+        samplers, which would draw.
         """
+        if self._samplers:
+            raise RequestError("warm up", "the context has samplers", "warm up first")
         if any(self.memory.seq_pos_max(seq) >= 0 for seq in range(self.n_seq_max)):
             raise RequestError("warm up", "the context is not empty", "warm up first, or clear it")
         native, vocab = self._native, self.model.vocab
@@ -181,6 +191,7 @@ class Context(ContextOutputs):
             )
 
         def job() -> None:
+            check_pooling(self.model, self.params.pooling_type, value, "set embeddings")
             self._native.llama_set_embeddings(self._ptr, value)
             self._is_embedding = value
             self._update_limits()
@@ -266,10 +277,12 @@ class Context(ContextOutputs):
             self._ptr = 0
             if self._finalizer.detach() is not None:
                 self._free()
+            self._release_samplers()
 
         if self.model.is_closed or self.model.engine.is_dead:
             self._ptr = 0
             self._finalizer.detach()
+            self._release_samplers()
             return
         with suppress(ClosedError, GuestDiedError):  # then its memory is gone already
             self.model._run(job, "close a context")
@@ -301,20 +314,14 @@ class Context(ContextOutputs):
         self._architecture = model._meta("general.architecture")
         check_context_params(model, self.params, self._architecture)
         pieces = context_pieces(model._shape(), self.params, model.n_ctx_train)
+        threadpool = model._threadpool()  # lasts: made now, it is not in the middle of what the context gives back
         probe_memory(native, pieces, "create a context", _MEMORY_HINT)
-        mark = model.guest_log.mark()
-        ptr = int(native.llama_init_from_model(model._ptr, context_struct(model, self.params, self._architecture)))
-        if not ptr:
-            log = model.guest_log.since(mark)
-            reason = log.reason("the guest could not create it")
-            if log.is_out_of_memory:
-                raise OutOfMemoryError("create a context", reason, _MEMORY_HINT)
-            raise RequestError("create a context", reason)
+        ptr = self._make()
         try:
             self._read_properties(ptr)
             n_pos = model.n_ctx_train if self._architecture in _LEARNED_POSITIONS else 0
             self._guest_batch = GuestBatch(native, self.n_batch, self.n_seq_max, n_pos)
-            model._threadpool().attach(ptr)
+            threadpool.attach(ptr)
         except BaseException:
             with suppress(GuestDiedError):  # the first error tells why
                 native.llama_free(ptr)
@@ -332,6 +339,22 @@ class Context(ContextOutputs):
         self._finalizer = weakref.finalize(self, model._trash.append, free)
         self._finalizer.atexit = False
 
+    def _make(self) -> int:
+        """Have the guest make its context and return the address."""
+        native, model = self._native, self.model
+        struct = context_struct(model, self.params, self._architecture)
+        self._n_outputs_per_seq = n_outputs_per_seq(struct, model.has_encoder)
+        mark = model.guest_log.mark()
+        with self._samplers_given(), with_samplers(native, struct, self._samplers):
+            ptr = int(native.llama_init_from_model(model._ptr, struct))
+            if ptr:
+                return ptr
+            log = model.guest_log.since(mark)
+            reason = log.reason("the guest could not create it")
+            if log.is_out_of_memory:
+                raise OutOfMemoryError("create a context", reason, _MEMORY_HINT)
+            raise RequestError("create a context", reason)
+
     def _read_properties(self, ptr: int) -> None:
         native, model, params = self._native, self.model, self.params
         self.n_ctx = int(native.llama_n_ctx(ptr))
@@ -340,11 +363,14 @@ class Context(ContextOutputs):
         self.n_ubatch = int(native.llama_n_ubatch(ptr))
         self.n_seq_max = int(native.llama_n_seq_max(ptr))
         self.n_outputs_max = self.n_batch
+        self._n_outputs_per_seq = min(self._n_outputs_per_seq, self.n_batch)
         if params.n_outputs_max and not model.has_encoder:
             self.n_outputs_max = min(params.n_outputs_max, self.n_batch)
         self.pooling_type = POOLING_TYPES[int(native.llama_pooling_type(ptr)) + 1]
         self._memory = int(native.llama_get_memory(ptr))
         self._needs_encode = bool(self._memory) and model.has_encoder
+        # Elsewhere the guest's buffer of logits holds zeros. What keeps nothing computes embeddings or diffuses text.
+        self._computes_logits = model._computes_logits and (bool(self._memory) or model.is_diffusion)
         self._is_embedding, self._is_causal = params.embeddings, bool(native.llama_get_causal_attn(ptr))
         self._n_embd_out = int(native.llama_model_n_embd_out(model._ptr))
         self._n_cls_out = int(native.llama_model_n_cls_out(model._ptr))
@@ -411,6 +437,7 @@ class Context(ContextOutputs):
     def _decode(self, struct: Struct, outputs: dict[int, int]) -> None:
         """Run ``llama_decode``; ``outputs``: row by index in the batch; on the engine thread."""
         self._outputs = {}
+        self._sampled, self._without_logits = {}, frozenset()
         mark = self.model.guest_log.mark()
         code = int(self._native.llama_decode(self._ptr, struct))
         if code != -1:  # refused before anything was done
@@ -418,7 +445,7 @@ class Context(ContextOutputs):
         if code:
             raise self._failure(code, mark, "decode")
         self._outputs = outputs
-        self._has_logits, self._has_embeddings = self._architecture not in _NO_LOGITS, self._is_embedding
+        self._has_logits, self._has_embeddings = self._computes_logits, self._is_embedding
 
     def _encode(self, struct: Struct, outputs: dict[int, int], seqs: frozenset[int]) -> None:
         """Run ``llama_encode`` for these sequences; on the engine thread."""
@@ -428,7 +455,7 @@ class Context(ContextOutputs):
         if code:
             raise self._failure(code, mark, "encode")
         self._outputs, self._encoded_seqs = outputs, seqs
-        self._has_logits = not self.model.has_encoder and self._architecture not in _NO_LOGITS
+        self._has_logits = not self.model.has_encoder and self._computes_logits
         # T5 keeps the encoder's output for its decoder, asked for or not.
         self._has_embeddings = self._is_embedding or self._needs_encode
 
@@ -453,12 +480,6 @@ _MROPE_TYPES = (_abi.LLAMA_ROPE_TYPE_MROPE, _abi.LLAMA_ROPE_TYPE_IMROPE, _abi.LL
 
 # Architectures with a table of positions, which the guest asserts on when it is left.
 _LEARNED_POSITIONS = frozenset({"bert", "gpt2", "mpt", "starcoder"})
-
-# Architectures that compute embeddings only; the guest's buffer of logits then holds zeros.
-_NO_LOGITS = frozenset({
-    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
-    "gemma-embedding", "gemma-embedding2", "t5encoder",
-})  # fmt: skip
 
 
 def _check_flag(operation: str, value: object) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._rank_head import check_rank_head
 from .batch import Batch
 from .context import Context
 from .errors import CancelledError, ContextFullError, RequestError, UnsupportedModelError
@@ -77,13 +78,29 @@ class Embedder:
     def __init__(self, model: Model) -> None:
         """Start without contexts; nothing is computed."""
         self._model = model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # making a context may release the others
         self._contexts: dict[str, Context] = {}
         self._n_cancels = 0
+        self._has_head = False
 
     def cancel(self) -> None:
         """Make the calls that are running now raise ``CancelledError`` before their next batch."""
         self._n_cancels += 1
+
+    def release(self) -> bool:
+        """Close the contexts kept for later calls, whose memory somebody needs; whether there was one.
+
+        Waits for a batch that is being computed, but not on the engine's thread, which computes it.
+        """
+        if not self._lock.acquire(blocking=threading.get_ident() != self._model.native.thread):
+            return False
+        try:
+            kept, self._contexts = self._contexts, {}
+            for context in kept.values():
+                context.close()
+            return bool(kept)
+        finally:
+            self._lock.release()
 
     def embed(self, inputs: EmbeddingInput, pooling: Pooling | None, normalize: bool, truncate: bool) -> Embeddings:
         """Compute the vectors of ``inputs``, always as of several texts; see ``Model.embed``."""
@@ -159,6 +176,9 @@ class Embedder:
         if self._own_pooling() != "rank":
             reason = "the model was not made for ranking"
             raise UnsupportedModelError("rerank", reason, "use one whose pooling type is rank")
+        if not self._has_head:
+            self._model._run(lambda: check_rank_head(self._model, "rerank"), "rerank")
+            self._has_head = True
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 

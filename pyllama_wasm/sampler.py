@@ -12,6 +12,7 @@ import numpy.typing as npt
 from . import samplers
 from ._logits_processors import LogitsProcessor, LogitsProcessors
 from ._sampler_makers import SamplerMakers
+from ._sampler_offload import Attachable, sample_attached
 from ._sampler_parts import (
     Parts,
     accept_prompt,
@@ -52,7 +53,7 @@ class SamplerPerf(NamedTuple):
     """How many tokens were accepted."""
 
 
-class Sampler(SamplerMakers):
+class Sampler(SamplerMakers, Attachable):
     """Chooses the next token. Usable from any thread, for one generation at a time.
 
     ``Sampler(model, params)`` is the chain that ``common_sampler_init`` builds of ``SamplingParams``, and a grammar
@@ -179,11 +180,15 @@ class Sampler(SamplerMakers):
     def sample(self, context: Context, i: int = -1) -> int:
         """Choose the token after token ``i`` of the context's last batch and accept it: ``llama_sampler_sample``.
 
-        Raises ``RequestError`` when the samplers choose none, and whatever Python in them raises.
+        Raises ``RequestError`` when the samplers choose none, and whatever Python in them raises. For a chain that was
+        set in the context it goes on where the graph stopped; see ``Context.set_sampler``.
         """
         self._check_context(context)
 
         def job() -> int:
+            if self.is_attached:
+                return sample_attached(self, context, i)
+            self._check_detached("sample")
             context.logits(i)  # raises when there are none
             return self._sample(context, i)
 
@@ -202,6 +207,7 @@ class Sampler(SamplerMakers):
             raise RequestError("apply a sampler", f"not all candidates are of {self.model.vocab.n_tokens} tokens")
 
         def job() -> Candidates:
+            self._check_detached("apply a sampler")
             parts = self._parts
             parts.check_usable("apply a sampler")
             first = [parts.grammar] if parts.grammar else []
@@ -297,11 +303,12 @@ class Sampler(SamplerMakers):
     def close(self) -> None:
         """Free the sampler: ``llama_sampler_free``. Again is fine; a sampler in a chain is the chain's to free.
 
-        ``RequestError`` from within one of its own custom samplers.
+        ``RequestError`` from within one of its own custom samplers, and while a context has it.
         """
 
         def job() -> None:
             self._parts.check_idle("close a sampler")
+            self._check_detached("close a sampler")
             free = self._release()
             if free is not None:
                 free()

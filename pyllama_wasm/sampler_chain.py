@@ -77,7 +77,9 @@ class SamplerChain(Sampler):
 
         def job() -> None:
             sampler._check_open(operation)
+            sampler._check_detached(operation)
             self._parts.check_idle(operation)
+            self._check_detached(operation)
             self._native.llama_sampler_chain_add(self._parts.ptr, sampler._parts.ptr)
             self._adopt(sampler)
             self._refresh()
@@ -96,6 +98,7 @@ class SamplerChain(Sampler):
 
         def job() -> Sampler:
             self._parts.check_idle(operation)
+            self._check_detached(operation)
             sampler = self._children[at]
             self._native.llama_sampler_chain_remove(self._parts.ptr, at)
             del self._children[at]

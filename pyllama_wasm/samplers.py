@@ -374,8 +374,18 @@ def _names(params: SamplingParams) -> list[str]:
     if "adaptive_p" in params.samplers:
         return [*names, "adaptive_p"]
     last = params.samplers[-1] if params.samplers else ""
-    is_cold = last == "temperature" and params.temperature <= 0 and params.dynatemp_range == 0
-    return [*names, "greedy" if is_cold or (last == "top_k" and params.top_k == 1) else "dist"]
+    if last == "temperature" and params.temperature <= 0 and params.dynatemp_range == 0:
+        return [*(name for name in names if not _keeps_largest(params, name)), "greedy"]
+    return [*names, "greedy" if last == "top_k" and params.top_k == 1 else "dist"]
+
+
+def _keeps_largest(params: SamplingParams, name: str) -> bool:
+    """Whether a sampler leaves the largest logit the largest, so that a chain that ends in ``greedy`` needs it not."""
+    if name == "typical_p":
+        return params.typical_p >= 1
+    if name == "xtc":
+        return params.xtc_probability <= 0
+    return name in ("top_n_sigma", "top_k", "top_p", "min_p", "temperature")
 
 
 def _named(model: LoadedModel, p: SamplingParams, name: str) -> Recipe:

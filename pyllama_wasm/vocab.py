@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
+from . import _abi
 from .errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ __all__ = ["Vocab"]
 T = TypeVar("T")
 
 _INT32_MIN = -(2**31)
+
+_SPECIAL = (
+    "bos", "eos", "eot", "sep", "nl", "pad", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
+)  # fmt: skip
+
+
+def _named(prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix).lower(): value for name, value in vars(_abi).items() if name.startswith(prefix)}
+
+
+_TYPES = {value: name for name, value in _named("LLAMA_VOCAB_TYPE_").items()}
+_ATTRIBUTES = _named("LLAMA_TOKEN_ATTR_")
 
 
 class Vocab:
@@ -46,6 +59,27 @@ class Vocab:
     mask: int | None
     """Mask."""
 
+    fim_pre: int | None
+    """What comes before the gap, when filling in the middle."""
+
+    fim_suf: int | None
+    """What comes after the gap."""
+
+    fim_mid: int | None
+    """Where the gap is to be filled."""
+
+    fim_pad: int | None
+    """Padding in a text with a gap."""
+
+    fim_rep: int | None
+    """Name of the repository."""
+
+    fim_sep: int | None
+    """Between files of a repository."""
+
+    type: str
+    """The tokenizer: ``spm``, ``bpe``, ``wpm``, ``ugm``, ``rwkv``, ``plamo2`` …, or ``none``: ``llama_vocab_type``."""
+
     add_bos: bool
     """Whether ``tokenize(add_special=True)`` starts with ``bos``."""
 
@@ -59,7 +93,8 @@ class Vocab:
         self._eog: dict[int, bool] = {}
         self._eog_tokens: tuple[int, ...] | None = None
         self.n_tokens = int(native.llama_vocab_n_tokens(ptr))
-        for name in ("bos", "eos", "eot", "sep", "nl", "pad", "mask"):
+        self.type = _TYPES.get(int(native.llama_vocab_type(ptr)), "unknown")
+        for name in _SPECIAL:
             token = int(getattr(native, f"llama_vocab_{name}")(ptr))
             setattr(self, name, token if 0 <= token < self.n_tokens else None)
         self.add_bos = bool(native.llama_vocab_get_add_bos(ptr))
@@ -112,16 +147,27 @@ class Vocab:
 
     def is_control(self, token: int) -> bool:
         """Whether ``token`` is a control token: ``llama_vocab_is_control``."""
-        self._check(token, "check a token")
+        self._check_known(token, "check a token")
         return self._run(lambda: bool(self._native.llama_vocab_is_control(self._ptr, token)), "check a token")
 
     def text(self, token: int) -> str:
         """Return the token as the vocabulary spells it: ``llama_vocab_get_text``."""
-        self._check(token, "get a token's text")
+        self._check_known(token, "get a token's text")
         native = self._native
         return self._run(
             lambda: str(native.string(native.llama_vocab_get_text(self._ptr, token))), "get a token's text"
         )
+
+    def score(self, token: int) -> float:
+        """Return the token's score; larger ones are joined first, or likelier: ``llama_vocab_get_score``."""
+        self._check_known(token, "get a token's score")
+        return self._run(lambda: float(self._native.llama_vocab_get_score(self._ptr, token)), "get a token's score")
+
+    def attributes(self, token: int) -> frozenset[str]:
+        """Return what the token is: ``normal``, ``control``, ``byte``, ``lstrip`` …: ``llama_vocab_get_attr``."""
+        self._check_known(token, "get a token's attributes")
+        bits = self._run(lambda: int(self._native.llama_vocab_get_attr(self._ptr, token)), "get a token's attributes")
+        return frozenset(name for name, bit in _ATTRIBUTES.items() if bits & bit)
 
     def eog_tokens(self) -> tuple[int, ...]:
         """Return every token that ends a generation."""
@@ -138,6 +184,12 @@ class Vocab:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < self.n_tokens:
             raise RequestError(operation, f"token {token!r} is not an integer from 0 to {self.n_tokens - 1}")
         return int(token)
+
+    def _check_known(self, token: int, operation: str) -> None:
+        """Do as ``_check``, and raise where there are numbers of tokens only: the guest would assert."""
+        if self.type == "none":
+            raise RequestError(operation, "the model has no vocabulary")
+        self._check(token, operation)
 
     def _step_piece(self, token: int) -> tuple[bytes, bool]:
         """Return bytes and end-of-generation flag of a sampled token; on the engine thread, cached."""

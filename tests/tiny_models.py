@@ -93,12 +93,18 @@ def write_gpt2(path: Path) -> Path:
     return writer.close()
 
 
-def write_bert(path: Path) -> Path:
-    """Write a model that keeps nothing and computes embeddings only."""
+def write_bert(
+    path: Path, pooling: int = 1, extra: Mapping[str, tuple[int, ...]] | None = None, labels: Sequence[str] = ()
+) -> Path:
+    """Write a model that keeps nothing and computes embeddings only; ``extra`` are shapes of further tensors."""
     writer = Writer(path, "bert")
     writer.gguf.add_layer_norm_eps(1e-5)
     writer.gguf.add_causal_attention(False)
-    writer.gguf.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.gguf.add_uint32("bert.pooling_type", pooling)
+    if labels:
+        writer.gguf.add_classifier_output_labels(list(labels))
+    for name, shape in (extra or {}).items():
+        writer.add(name, *shape)
     writer.gguf.add_token_type_count(2)
     writer.add("token_embd.weight", writer.n_vocab, N_EMBD)
     writer.add("position_embd.weight", N_CTX, N_EMBD)

@@ -118,6 +118,45 @@ def test_every_kind_of_model_embeds(write: Callable[[Path], Path], tmp_path: Pat
             model.embed("ab " * 3000)
 
 
+def test_a_model_that_only_embeds_does_not_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp calls BERT a decoder, and asserts when it is to compute several tokens for one output."""
+    chat = [{"role": "user", "content": "ab"}]
+    with pw.Model(write_bert(tmp_path / "bert.gguf"), n_threads=1) as model:
+        before = model.embed("ab")
+        for call in (
+            lambda: model.generate("abc", max_tokens=3),
+            lambda: model.generate([5, 6, 7], max_tokens=0),
+            lambda: model.generate_many(["abc", "a"], max_tokens=3),
+            lambda: next(model.stream("abc", max_tokens=3)),
+            lambda: model.chat(chat, max_tokens=3),
+            lambda: next(model.chat(chat, stream=True, max_tokens=3)),
+        ):
+            with pytest.raises(pw.UnsupportedModelError, match="generate: .* token by token .*use embed"):
+                call()
+        # The same for an architecture that is not known for it, but has no memory.
+        monkeypatch.setattr(model, "_computes_logits", True)
+        with pytest.raises(pw.UnsupportedModelError, match="generate: the model keeps nothing"):
+            model.generate_many(["abc", "abcd"], max_tokens=3)
+        assert np.array_equal(model.embed("ab"), before)
+
+
+def test_few_outputs_are_a_limit_and_not_the_end(tmp_path: Path) -> None:
+    """The guest asserts on more outputs than its buffer was made for."""
+    batch = pw.Batch(8)
+    for pos in range(3):
+        batch.add(5 + pos, pos, [0], True)
+    with pw.Model(write_bert(tmp_path / "bert.gguf"), n_threads=1) as model:
+        for params in ({"n_outputs_max": 1}, {"n_outputs_max": 2, "n_outputs_max_per_seq": 1, "n_seq_max": 2}):
+            with model.context(n_ctx=64, **params) as context:
+                for compute in (context.decode, context.encode):
+                    with pytest.raises(pw.RequestError, match="outputs of 3 tokens exceed n_outputs_max"):
+                        compute(batch)
+        with model.context(n_ctx=64, n_outputs_max_per_seq=1) as context:
+            context.decode(batch)
+            with pytest.raises(pw.RequestError, match="no logits"):
+                context.logits()
+
+
 def test_generating_goes_on_beside_it(tiny: pw.Model) -> None:
     before = tiny.generate("ab", max_tokens=4, temperature=0).tokens
     tiny.embed(["ab", "abc"])
@@ -165,3 +204,36 @@ def test_use_after_close_and_without_weights_says_so(tiny_path: Path) -> None:
         pytest.raises(pw.RequestError, match="vocab_only"),
     ):
         bare.embed("ab")
+
+
+def test_kept_contexts_make_room_for_others_and_others_for_them(smollm2_path: Path) -> None:
+    """In a sandbox that holds either, generating and embedding take turns."""
+    with pw.Model(smollm2_path, memory_limit_bytes=420 << 20, n_threads=2) as small:
+        vector = small.embed("hello")
+        with pytest.raises(pw.OutOfMemoryError, match="create a context"):
+            small.embed("hello " * 1500)
+        small.embed("hello", pooling="none")
+        assert list(small._embedder._contexts) == ["none"]
+        assert len(small.generate_many(["a b c"] * 8, max_tokens=2, temperature=0)) == 8
+        assert not small._embedder._contexts and small._scheduler.n_slots == 8
+        assert np.array_equal(small.embed("hello"), vector)
+        with small.context(n_ctx=4096, n_batch=256):
+            assert not small._embedder._contexts
+
+
+def test_release_waits_for_a_batch_but_not_on_the_engines_thread(minilm: pw.Model) -> None:
+    embedder, released = minilm._embedder, threading.Event()
+    minilm.embed(TEXTS[0])
+    with embedder._lock:
+
+        def release() -> None:
+            embedder.release()
+            released.set()
+
+        thread = threading.Thread(target=release)
+        thread.start()
+        assert not minilm._run(embedder.release, "release")  # the engine's thread
+        assert not released.wait(0.1) and embedder._contexts
+    thread.join(10)
+    assert released.is_set() and not embedder._contexts
+    assert not embedder.release()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 import pyllama_wasm as pw
@@ -219,3 +220,36 @@ def private_bytes() -> int:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     values = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
     return values["Anonymous"]
+
+
+def test_vocabulary_tells_what_its_tokens_are(tiny: pw.Model, model: pw.Model) -> None:
+    vocab = tiny.vocab
+    assert (vocab.type, model.vocab.type) == ("spm", "bpe")
+    assert (vocab.score(5), vocab.score(0)) == (-5.0, 0.0)
+    assert vocab.attributes(1) == {"control"} and vocab.attributes(40) == {"byte"} and "normal" in vocab.attributes(270)
+    assert vocab.fim_pre is vocab.fim_suf is vocab.fim_mid is None
+    for call in (vocab.score, vocab.attributes):
+        for token in (-1, vocab.n_tokens, True, "a"):
+            with pytest.raises(pw.RequestError, match="is not an integer"):
+                call(token)  # type: ignore[arg-type]
+
+
+def test_a_model_without_vocabulary_is_asked_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "none.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in {
+        "context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32, "vocab_size": 40,
+        "attention.head_count": 1,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("no_vocab")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pw.Model(path, params=pw.ModelParams(vocab_only=True), n_threads=1) as model:
+        assert model.vocab.type == "none"
+        for name in ("text", "score", "attributes", "is_control"):
+            with pytest.raises(pw.RequestError, match=r"has no vocabulary|is not an integer"):
+                getattr(model.vocab, name)(1)
+        assert not model.is_closed and not model.engine.is_dead

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import pytest
 
 import pyllama_wasm as pw
 
 from ..embedding_models import write_reranker
+from ..tiny_models import N_EMBD, write_bert
 
 DOCUMENTS = ["Berlin is the capital of Germany.", "Paris is the capital of France.", "Bananas are yellow."]
 
@@ -71,3 +73,60 @@ def test_models_that_do_not_rank_say_so(tiny: pw.Model, reranker: pw.Model) -> N
 def test_arguments_of_other_types_are_refused(reranker: pw.Model, query: object, documents: object) -> None:
     with pytest.raises(pw.RequestError):
         reranker.rerank(query, documents)  # type: ignore[arg-type]
+
+
+RANK = int(gguf.PoolingType.RANK)
+HEAD = {"cls.output.weight": (1, N_EMBD), "cls.output.bias": (1,)}
+
+
+def write_ranker(path: Path, head: dict[str, tuple[int, ...]], labels: tuple[str, ...] = (), kind: int = RANK) -> Path:
+    """Write a tiny BERT that says it ranks, with this head."""
+    return write_bert(path, kind, head, labels)
+
+
+def test_a_head_of_the_right_width_ranks(tmp_path: Path) -> None:
+    with pw.Model(write_ranker(tmp_path / "head.gguf", HEAD)) as model:
+        assert len(model.rerank("a", ["b", "c"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "reason"),
+    [
+        ({}, (), "no classifier"),
+        ({}, ("no", "yes"), "no classifier"),
+        ({"cls.weight": (N_EMBD, N_EMBD), "cls.bias": (N_EMBD,)}, (), f"gives {N_EMBD} numbers, .* speaks of 1"),
+    ],
+    ids=["no head", "labels and no head", "half a head"],
+)
+def test_metadata_alone_makes_no_ranker(
+    tmp_path: Path, head: dict[str, tuple[int, ...]], labels: tuple[str, ...], reason: str
+) -> None:
+    path = write_ranker(tmp_path / "planted.gguf", head, labels)
+    for source in (path, path.read_bytes()):
+        with pw.Model(source) as model:
+            for _ in range(2):
+                with pytest.raises(pw.UnsupportedModelError, match=f"rerank: .*{reason}"):
+                    model.rerank("a", ["b"])
+            with pytest.raises(pw.UnsupportedModelError, match=f"create a context: .*{reason}"):
+                model.context(embeddings=True)
+            with (
+                model.context(n_ctx=256) as context,
+                pytest.raises(pw.UnsupportedModelError, match=f"set embeddings: .*{reason}"),
+            ):
+                context.set_embeddings(True)
+            assert model.embed("a", pooling="mean").shape == (N_EMBD,)
+
+
+@pytest.mark.parametrize("width", [2, 3, 700])
+def test_a_head_of_another_width_is_refused_when_loading(tmp_path: Path, width: int) -> None:
+    path = write_ranker(tmp_path / "wide.gguf", {"cls.output.weight": (width, N_EMBD), "cls.output.bias": (width,)})
+    with pytest.raises(pw.ModelFormatError, match=r"cls\.output\.weight"):
+        pw.Model(path)
+
+
+def test_an_unknown_pooling_type_is_told(tmp_path: Path) -> None:
+    with pw.Model(write_ranker(tmp_path / "pooling.gguf", {}, kind=9)) as model:
+        for embeddings in (False, True):
+            with pytest.raises(pw.UnsupportedModelError, match="pooling type 9 is unknown"):
+                model.context(embeddings=embeddings)
+        assert model.embed("a", pooling="cls").shape == (N_EMBD,)
