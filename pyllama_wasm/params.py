@@ -114,6 +114,10 @@ class ModelParams:
     load_mode: str = "mmap"
     """``mmap``: weights stay where the file is mapped. ``none``: they are read into the sandbox's own memory."""
 
+    blas: bool | None = None
+    """Have numpy's BLAS multiply large batches of tokens with the weights, outside the sandbox; ``None``: where numpy
+    has one that is known to be fast. Sums are then added up in another order; no other rounding changes."""
+
     kv_overrides: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Metadata to use instead of the file's: key to a value of the same kind; text of at most 127 bytes.
 
@@ -125,6 +129,8 @@ class ModelParams:
         for name in ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp", "no_alloc"):
             _check_bool(name, getattr(self, name))
         _check_choice("load_mode", self.load_mode, LOAD_MODES)
+        if self.blas is not None:
+            _check_bool("blas", self.blas)
         if not isinstance(self.kv_overrides, Mapping):
             raise RequestError("set kv_overrides", f"{self.kv_overrides!r} is not a mapping")
         for key, value in self.kv_overrides.items():
@@ -166,6 +172,10 @@ class ContextParams:
 
     n_outputs_max: int = 0
     """Most tokens of one ``decode`` whose logits are wanted; 0: ``n_batch``. Small values save memory."""
+
+    n_outputs_max_per_seq: int = 0
+    """Most of them that are of one sequence with a sampler in the context (``Context.set_sampler``), where each takes
+    memory and time for its own samplers; 0: ``n_outputs_max``."""
 
     n_threads: int = 0
     """Threads for decoding; 0: the engine's number."""
@@ -227,8 +237,9 @@ class ContextParams:
 
     def __post_init__(self) -> None:
         """Check every field; raise ``RequestError`` naming the first bad one."""
-        for name in ("n_ctx", "n_outputs_max", "n_threads", "n_threads_batch", "yarn_orig_ctx"):
+        for name in ("n_ctx", "n_outputs_max", "n_outputs_max_per_seq", "yarn_orig_ctx", "n_threads"):
             _check_int(name, getattr(self, name), 0, _I32)
+        _check_int("n_threads_batch", self.n_threads_batch, 0, _I32)
         for name in ("n_batch", "n_ubatch"):
             _check_int(name, getattr(self, name), 1, _I32)
         _check_int("n_seq_max", self.n_seq_max, 1, MAX_SEQ)

@@ -46,17 +46,30 @@ file(GLOB GGML_CPU_SOURCES CONFIGURE_DEPENDS
     ${GGML}/src/ggml-cpu/*.c ${GGML}/src/ggml-cpu/*.cpp ${GGML}/src/ggml-cpu/tiled/*.cpp ${GGML}/src/ggml-cpu/amx/*.cpp
     ${GGML}/src/ggml-cpu/arch/wasm/*.c)
 list(FILTER GGML_CPU_SOURCES EXCLUDE REGEX "/hbm\\.cpp$")
-# Our kernels (wasm/kernels) take the place of upstream's, which keep another name and are dropped by the linker.
-file(GLOB PW_KERNELS CONFIGURE_DEPENDS ${HERE}/kernels/*.c)
-set_source_files_properties(${GGML}/src/ggml-cpu/arch/wasm/quants.c PROPERTIES
-    COMPILE_DEFINITIONS "quantize_row_q8_0=upstream_quantize_row_q8_0;quantize_row_q8_1=upstream_quantize_row_q8_1")
-add_library(ggml_cpu STATIC ${GGML_CPU_SOURCES} ${PW_KERNELS})
+add_library(ggml_cpu STATIC ${GGML_CPU_SOURCES})
 target_compile_options(ggml_cpu PRIVATE ${PW_SAFEPOINT_FUNCTIONS})
-set_source_files_properties(${GGML}/src/ggml-cpu/ops.cpp PROPERTIES
-    COMPILE_DEFINITIONS "ggml_compute_forward_flash_attn_ext=upstream_flash_attn_ext")
-# GGML_USE_LLAMAFILE: ggml offers every matrix product to llamafile_sgemm first, which is ours (kernels/matmul.c).
-target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK GGML_USE_LLAMAFILE)
-target_compile_options(ggml_cpu PRIVATE "SHELL:-include ${HERE}/sysroot/forced/ggml-simd.h")
+target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK)
+if(NOT PW_STOCK_KERNELS)
+    # Our kernels (wasm/kernels) take the place of upstream's, which keep another name and are dropped by the linker.
+    file(GLOB PW_KERNELS CONFIGURE_DEPENDS ${HERE}/kernels/*.c)
+    target_sources(ggml_cpu PRIVATE ${PW_KERNELS})
+    function(pw_replace source)
+        foreach(name ${ARGN})
+            set_property(SOURCE ${GGML}/src/ggml-cpu/${source} APPEND PROPERTY COMPILE_DEFINITIONS ${name}=upstream_${name})
+        endforeach()
+    endfunction()
+    pw_replace(arch/wasm/quants.c quantize_row_q8_0 quantize_row_q8_1
+        ggml_vec_dot_q4_0_q8_0 ggml_vec_dot_q4_1_q8_1 ggml_vec_dot_q5_1_q8_1 ggml_vec_dot_q2_K_q8_K ggml_vec_dot_q3_K_q8_K
+        ggml_vec_dot_q4_K_q8_K ggml_vec_dot_q5_K_q8_K ggml_vec_dot_q6_K_q8_K)
+    pw_replace(quants.c ggml_vec_dot_iq4_nl_q8_0 ggml_vec_dot_iq4_xs_q8_K ggml_vec_dot_mxfp4_q8_0 ggml_vec_dot_tq2_0_q8_K)
+    pw_replace(vec.cpp ggml_vec_dot_f16 ggml_vec_dot_bf16 ggml_vec_silu_f32 ggml_vec_swiglu_f32 ggml_vec_soft_max_f32)
+    pw_replace(tiled/tiled.cpp ggml_tiled_wdata_size ggml_compute_forward_mul_mat_id_tiled)
+    set_source_files_properties(${GGML}/src/ggml-cpu/ops.cpp PROPERTIES
+        COMPILE_DEFINITIONS "ggml_compute_forward_flash_attn_ext=upstream_flash_attn_ext")
+    # GGML_USE_LLAMAFILE: ggml offers every matrix product to llamafile_sgemm first, which is ours (kernels/matmul.c).
+    target_compile_definitions(ggml_cpu PRIVATE GGML_USE_LLAMAFILE)
+    target_compile_options(ggml_cpu PRIVATE "SHELL:-include ${HERE}/sysroot/forced/ggml-simd.h")
+endif()
 pw_force_include(${GGML}/src/ggml-cpu/ggml-cpu.c ggml-cpu.h)
 
 foreach(library ggml_base ggml_cpu)
@@ -73,6 +86,10 @@ add_library(llama STATIC ${LLAMA_SOURCES})
 # The model files are many and small: in batches they compile four times as fast.
 add_library(llama_models STATIC ${LLAMA_MODEL_SOURCES})
 set_target_properties(llama_models PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
+# Samplers' plain loops over the vocabulary, and its sorting, are compute code; the others may be long.
+set_source_files_properties(${LLAMA_CPP}/src/llama-sampler.cpp PROPERTIES
+    COMPILE_OPTIONS "-fsanitize-coverage-ignorelist=${HERE}/sysroot/no_safepoints.txt"
+    OBJECT_DEPENDS ${HERE}/sysroot/no_safepoints.txt)
 foreach(library llama llama_models)
     target_compile_options(${library} PRIVATE ${PW_SAFEPOINT_EDGES})
     target_include_directories(${library} PRIVATE ${LLAMA_CPP}/src)

@@ -7,7 +7,8 @@ set(PW_LINK_FLAGS
     --gc-sections --strip-debug --export=__stack_pointer --build-id=none)
 
 add_executable(llama_wasm
-    ${HERE}/glue/reactor.c ${HERE}/glue/chat.cpp ${HERE}/glue/grammar.cpp ${HERE}/glue/sampling.cpp ${HERE}/glue/speculative.cpp ${HERE}/sysroot/nosys.c
+    ${HERE}/glue/reactor.c ${HERE}/glue/chat.cpp ${HERE}/glue/grammar.cpp ${HERE}/glue/sampling.cpp
+    ${HERE}/glue/speculative.cpp ${HERE}/glue/step.cpp ${HERE}/sysroot/nosys.c
     ${HERE}/abi/runtime.cpp ${HERE}/abi/thunks.cpp)
 target_compile_options(llama_wasm PRIVATE ${PW_SAFEPOINT_EDGES})
 target_include_directories(llama_wasm PRIVATE ${HERE}/sysroot ${HERE}/abi ${LLAMA_CPP}/common ${LLAMA_CPP}/tools/mtmd)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ..errors import RequestError, printable
+from .blas import uses_blas
 from .callbacks import Signature
 from .ffi import Number
 from .files import FileTable
@@ -36,6 +37,7 @@ class Engine:
         memory_limit_bytes: int | None = None,
         n_threads: int | None = None,
         load: str = "map",
+        blas: bool | None = None,
         module: CompiledModule | None = None,
     ) -> None:
         """Make an instance of ``module`` (default: the package's ``llama.wasm``) and run its constructors.
@@ -44,6 +46,7 @@ class Engine:
         ``n_threads`` bounds the guest threads that run at a time (default: the CPUs this process may use).
         ``load`` is ``"map"`` (files are mapped where the platform can) or ``"copy"``; copy files that somebody may
         truncate meanwhile, since touching a mapped page that the file has lost ends the process (SIGBUS).
+        ``blas`` says whether numpy's BLAS does large matrix products; ``None``: where it is known to be fast.
         """
         if load not in ("map", "copy"):
             raise RequestError("create an engine", f"load={load!r} is neither 'map' nor 'copy'")
@@ -51,7 +54,7 @@ class Engine:
         if self.n_threads < 1:
             raise RequestError("create an engine", f"n_threads={n_threads} is less than 1")
         compiled = module if module is not None else load_module()
-        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load)
+        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, uses_blas(blas))
         self._sandbox = sandbox
         try:
             self._jobs = JobThread(sandbox, "pyllama-engine")
@@ -110,6 +113,18 @@ class Engine:
         is cancelled as by :meth:`cancel`; the interrupt is raised again when it has ended.
         """
         return self._jobs.run(func, operation)
+
+    def post(self, func: Callable[[], None], operation: str = "call") -> None:
+        """Run ``func`` on the engine's thread in its turn, with nobody waiting for it; from any thread.
+
+        Its exceptions are lost, and when the engine is closed first it never runs. Raises ``ClosedError``.
+        """
+        self._jobs.post(func, operation)
+
+    @property
+    def none_waits(self) -> Callable[[], bool]:
+        """Return the function that tells whether no job waits for the running one; a long one should let others."""
+        return self._jobs.none_waits
 
     def call(self, export: str, *args: Number) -> Number | None:
         """Call one guest export with plain numbers; integers wrap to their width.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .blas import Blas
 from .callbacks import Callbacks
 from .descriptors import Descriptors
 from .failure import Failures
@@ -28,6 +29,7 @@ class HostCalls:
     callbacks: Callbacks
     log_sink: GuestLog
     failures: Failures
+    blas: Blas
 
     def map_file(self, fd: int, offset: int, size_bytes: int, out: int) -> int:
         """Bring an open file into guest memory and write its address to ``out``."""
@@ -53,6 +55,10 @@ class HostCalls:
         if not self.mapping.unmap(address, size_bytes):
             raise WasiError(Errno.INVAL)
         return 0
+
+    def sgemm(self, *arguments: int) -> None:
+        """Multiply two matrices; the guest traps where the arguments are bad."""
+        self.blas.sgemm(*arguments)
 
     def thread_spawn(self, argument: int) -> int:
         """Start a guest thread; its number, or minus ``EAGAIN`` while all granted slots are busy."""

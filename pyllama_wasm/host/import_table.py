@@ -18,6 +18,7 @@ ALLOWED_IMPORTS: Mapping[tuple[str, str], FuncSig] = MappingProxyType(
         ("host", "callback"): FuncSig("iii", "i"),
         ("host", "log"): FuncSig("iii"),
         ("host", "map_file"): FuncSig("iIIi", "i"),
+        ("host", "sgemm"): FuncSig("iiiiiiiii"),
         ("host", "thread_spawn"): FuncSig("i", "i"),
         ("host", "unmap_file"): FuncSig("iI", "i"),
         (_WASI, "clock_time_get"): FuncSig("iIi", "i"),

@@ -69,7 +69,12 @@ class FileMapping:
 
     def _take(self, n_pages: int) -> int | None:
         reused = self._free.take(n_pages * PAGE_BYTES)
-        return self._memory.grow(n_pages) if reused is None else reused
+        if reused is not None:
+            return reused
+        start = self._memory.grow(n_pages)
+        if start is not None:
+            self._memory.for_files.add(start, start + n_pages * PAGE_BYTES, join=True)
+        return start
 
     def _release(self, start: int, end: int) -> None:
         self._pages.release(self._memory.host_address(start), end - start)

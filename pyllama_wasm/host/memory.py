@@ -38,6 +38,8 @@ class Memory:
         """Held by everything that touches guest memory, so that no range is mapped or freed beneath it."""
         self.mapped = RangeSet()
         """Ranges with a file mapped read-only. A host write to one would kill the process (SIGSEGV)."""
+        self.for_files = RangeSet()
+        """Ranges that files are mapped into, mapped now or at any moment."""
         self._shared: SharedMemory | None = shared
         self._bytes = shared.whole.data
         self._size = shared.size_bytes
@@ -105,6 +107,24 @@ class Memory:
         array.flags.writeable = writable
         return array
 
+    def matrix(self, ptr: int, n_rows: int, width: int, stride: int, writable: bool = False) -> npt.NDArray[np.float32]:
+        """Return a float32 matrix over guest memory whose rows lie ``stride`` numbers apart, without a copy.
+
+        To be written to without the lock it asks for ``writable``, and is then refused where a file may be mapped
+        meanwhile. Sizes are positive. For host functions: it is not read-only otherwise. Raises :class:`MemoryFault`.
+        """
+        n = 4 * ((n_rows - 1) * stride + width)
+        with self.lock:
+            start = self.check(ptr, n)
+            if start % 4:
+                raise MemoryFault(f"use a matrix at {start:#x}", "not aligned to 4 bytes")
+            if writable and self.for_files.overlaps(start, start + n):
+                raise MemoryFault(f"write a matrix at {start:#x}", "model files are mapped there")
+            array: npt.NDArray[np.float32] = np.ndarray(
+                (n_rows, width), np.float32, self._open().whole, start, (4 * stride, 4)
+            )
+            return array
+
     def u32(self, ptr: int) -> int:
         """Read an unsigned 32-bit integer."""
         return int.from_bytes(self.read(ptr, 4), "little")
@@ -159,7 +179,7 @@ class Memory:
                 self._size = 0
                 self._bytes.release()
                 self._bytes = memoryview(b"")
-                self.mapped = RangeSet()
+                self.mapped, self.for_files = RangeSet(), RangeSet()
                 shared.close(discard)
 
     def _open(self) -> SharedMemory:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..errors import ClosedError, GuestStoppedError, HostError, RequestError
 from ..logs import one_line
+from .blas import Blas
 from .callbacks import Callbacks
 from .descriptors import Descriptors
 from .failure import Death, Failures
@@ -32,7 +33,9 @@ _SHUT_S = 10.0
 class Sandbox:
     """The state of one engine. Guest calls happen on the engine's thread, apart from those of guest threads."""
 
-    def __init__(self, module: CompiledModule, memory_limit_bytes: int | None, n_threads: int, load: str) -> None:
+    def __init__(
+        self, module: CompiledModule, memory_limit_bytes: int | None, n_threads: int, load: str, blas: bool
+    ) -> None:
         """Reserve the memory and link the module; nothing runs yet."""
         self.busy_call = 0
         self.failures = Failures(self._tell_death)
@@ -50,10 +53,13 @@ class Sandbox:
         self._discard = pages.release
         shared = SharedMemory(module.engine, module.min_pages, _max_pages(module, memory_limit_bytes))
         self.memory = Memory(shared)
+        self.blas = Blas(self.memory, blas)
         try:
             descriptors = Descriptors(self.files)
             mapping = FileMapping(self.memory, pages)
-            calls = HostCalls(self.memory, mapping, descriptors, self.workers, self.callbacks, self.log, self.failures)
+            calls = HostCalls(
+                self.memory, mapping, descriptors, self.workers, self.callbacks, self.log, self.failures, self.blas
+            )
             wasi = Wasi(self.memory, descriptors, self.log)
             self._linked = LinkedModule(module.engine, module.module, shared, calls, wasi)
         except BaseException:
@@ -74,6 +80,8 @@ class Sandbox:
             self.call("_initialize")
         if "pw_set_n_threads" in self._module.exports:
             self.call("pw_set_n_threads", self.workers.limit)
+        if "pw_set_blas" in self._module.exports:
+            self.call("pw_set_blas", int(self.blas.is_on))
 
     def call(self, export: str, *args: Number) -> Number | None:
         """Call an export of the main instance. On the engine's thread only."""
@@ -91,6 +99,7 @@ class Sandbox:
         finally:
             if is_outermost:
                 self.busy_call = 0
+                self.blas.release()
         if not self.failures.is_quiet:
             self._raise_what_happened(export)
         return result
@@ -118,6 +127,7 @@ class Sandbox:
             raise HostError("close the engine", "a guest thread does not end, its memory is not freed")
         self._stop.detach()
         self._cancel.detach()
+        self.blas.release()
         self._exports.clear()
         self.callbacks.clear()
         if self._main is not None:

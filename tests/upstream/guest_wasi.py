@@ -18,6 +18,7 @@ import wasmtime
 
 from pyllama_wasm.errors import HostError
 from pyllama_wasm.host import ffi
+from pyllama_wasm.host.blas import Blas
 from pyllama_wasm.host.callbacks import Callbacks
 from pyllama_wasm.host.failure import Failures
 from pyllama_wasm.host.host_calls import HostCalls
@@ -102,6 +103,7 @@ class Program:
             Callbacks(),
             self._output,
             self._failures,
+            Blas(self._memory, is_on=True),
         )
         self._callbacks: list[Any] = []
         self._pre = self._link(module)

@@ -295,7 +295,7 @@ def test_module_with_foreign_imports_is_refused_by_name() -> None:
 
 
 def test_imports_are_few_and_every_one_is_linked(engine_of: EngineOf) -> None:
-    assert len(ALLOWED_IMPORTS) == 18
+    assert len(ALLOWED_IMPORTS) == 19
     assert {module for module, _ in ALLOWED_IMPORTS} == {"host", "wasi_snapshot_preview1"}
     assert engine_of(forwarding()).call("fd_close", 99) == 8
 

@@ -1,18 +1,14 @@
 // Choosing the next token in one call: a sampler chain and, beside it, a grammar, as common_sampler_sample combines them.
+#include "sampling.h"
 #include "glue.h"
 
-#include "llama.h"
+#include <wasm_simd128.h>
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <stdexcept>
 #include <vector>
-
-struct pw_sampler_request {
-    llama_sampler * chain;
-    llama_sampler * grammar;  // may be null
-    int32_t         idx;      // of the output in the last batch, as in llama_get_logits_ith
-};
 
 // Whether there is anything to choose from: a grammar may have refused every token. The samplers that draw assert it.
 static bool has_choice(const llama_token_data_array & candidates) {
@@ -24,14 +20,65 @@ static bool has_choice(const llama_token_data_array & candidates) {
     return false;
 }
 
+// Whether every logit is a number or -inf. Without a branch in it, so that it becomes one SIMD comparison for four.
+static bool are_numbers(const float * logits, int32_t n_vocab) {
+    int32_t n_bad = 0;
+    for (int32_t id = 0; id < n_vocab; id++) {
+        n_bad += !(logits[id] <= FLT_MAX);  // NaN too
+    }
+    return n_bad == 0;
+}
+
+static const llama_sampler_i * interface_of(llama_sampler * sampler) {
+    const llama_sampler_i * interface = sampler->iface;
+    llama_sampler_free(sampler);
+    return interface;
+}
+
+// Whether the chain does nothing but take the largest logit. Told by what samplers do, not by their names, which are free:
+// top-k of 0 is what upstream makes of every sampler that its parameters turn off.
+static bool is_greedy(llama_sampler * chain) {
+    static const llama_sampler_i * const chains = interface_of(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    static const llama_sampler_i * const greedy = interface_of(llama_sampler_init_greedy());
+    static const llama_sampler_i * const nothing = interface_of(llama_sampler_init_top_k(0));
+    const int32_t n = chain->iface == chains ? llama_sampler_chain_n(chain) : 0;
+    for (int32_t i = 0; i < n - 1; i++) {
+        if (llama_sampler_chain_get(chain, i)->iface != nothing) {
+            return false;
+        }
+    }
+    return n > 0 && llama_sampler_chain_get(chain, n - 1)->iface == greedy;
+}
+
+// The first of the largest logits; -1 when all are -inf. No candidates are built: their list is three times as long.
+static llama_token find_largest(const float * logits, int32_t n_vocab) {
+    v128_t  largest = wasm_f32x4_splat(-INFINITY);
+    int32_t id      = 0;
+    for (; id + 4 <= n_vocab; id += 4) {
+        largest = wasm_f32x4_pmax(largest, wasm_v128_load(logits + id));
+    }
+    float max = std::max(std::max(wasm_f32x4_extract_lane(largest, 0), wasm_f32x4_extract_lane(largest, 1)),
+                         std::max(wasm_f32x4_extract_lane(largest, 2), wasm_f32x4_extract_lane(largest, 3)));
+    for (; id < n_vocab; id++) {
+        max = std::max(max, logits[id]);
+    }
+    if (max == -INFINITY) {
+        return LLAMA_TOKEN_NULL;
+    }
+    return (llama_token) (std::find(logits, logits + n_vocab, max) - logits);
+}
+
 // Let the chain, behind `filter` where there is one, choose from all tokens; -1 when nothing is left.
 static llama_token choose(llama_sampler * chain, llama_sampler * filter, const float * logits, int32_t n_vocab) {
     static std::vector<llama_token_data> candidates;  // only the engine's own thread samples
+    if (!are_numbers(logits, n_vocab)) {
+        throw std::runtime_error("the model's logits are not numbers");
+    }
+    if (!filter && is_greedy(chain)) {
+        return find_largest(logits, n_vocab);
+    }
     candidates.resize(n_vocab);
     for (int32_t id = 0; id < n_vocab; id++) {
-        if (!(logits[id] <= FLT_MAX)) {  // NaN too
-            throw std::runtime_error("the model's logits are not numbers");
-        }
         candidates[id] = {id, logits[id], 0.0f};
     }
     llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
@@ -53,7 +100,7 @@ static bool allows(llama_sampler * grammar, llama_token token) {
 }
 
 // The grammar is asked about the chosen token alone; only where it objects are all tokens filtered first.
-static llama_token sample(const pw_sampler_request & request, llama_context * context) {
+llama_token pw_sample(const pw_sampler_request & request, llama_context * context) {
     const float * logits = llama_get_logits_ith(context, request.idx);  // aborts where there are none: the host checks first
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
     llama_token   token   = choose(request.chain, nullptr, logits, n_vocab);
@@ -73,7 +120,7 @@ static llama_token sample(const pw_sampler_request & request, llama_context * co
 // Choose and accept the token after output `idx`; -1 when the samplers leave none.
 PW_EXPORT("pw_sampler_sample")
 llama_token pw_sampler_sample(llama_sampler * chain, llama_sampler * grammar, llama_context * context, int32_t idx) {
-    return pw_guard([&] { return sample({chain, grammar, idx}, context); });
+    return pw_guard([&] { return pw_sample({chain, grammar, idx}, context); });
 }
 
 // The same for several sequences of one batch; writes one token each and answers how many were served.
@@ -81,7 +128,7 @@ PW_EXPORT("pw_sampler_sample_many")
 int32_t pw_sampler_sample_many(int32_t n, const pw_sampler_request * requests, llama_context * context, llama_token * tokens) {
     return pw_guard([&] {
         for (int32_t i = 0; i < n; i++) {
-            tokens[i] = sample(requests[i], context);
+            tokens[i] = pw_sample(requests[i], context);
         }
         return n;
     });

@@ -1,60 +1,103 @@
 // Matrix products with quantized weights, by ggml's own hook (GGML_USE_LLAMAFILE): four rows of weights at a time, so that
-// activations are read once for four, and sums of four rows are scaled together. ggml calls it from every thread.
+// activations are read once for four, and sums of four rows are scaled together. Up to three columns of activations go through
+// the rows kernels (rows.h), which read weights as they lie; more go through tiles (tiles.h), which unpack weights once for
+// all of them. ggml calls it from every thread.
+#include "blas.h"
 #include "ggml-cpu-impl.h"
 #include "ggml.h"
 #include "llamafile/sgemm.h"
-#include "rows.h"
+#include "tiles.h"
+
+#define MIN_TILE_COLS 4
 
 typedef struct {
-    int         weights, activations;
-    rows_kernel kernel;
+    int                 weights, activations;
+    rows_kernel         rows;
+    const tile_format * tiles;  // or null: the rows kernel for any number of columns
 } entry;
 
 static const entry KERNELS[] = {
-    {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, pw_rows_q4_0},     {GGML_TYPE_Q4_1, GGML_TYPE_Q8_1, pw_rows_q4_1},
-    {GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, pw_rows_q5_0},     {GGML_TYPE_Q5_1, GGML_TYPE_Q8_1, pw_rows_q5_1},
-    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, pw_rows_q8_0},     {GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, pw_rows_iq4_nl},
-    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, pw_rows_q4_K},     {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, pw_rows_q5_K},
-    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, pw_rows_q6_K},
+    {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, pw_rows_q4_0, &pw_tile_q4_0},
+    {GGML_TYPE_Q4_1, GGML_TYPE_Q8_1, pw_rows_q4_1, &pw_tile_q4_1},
+    {GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, pw_rows_q5_0, &pw_tile_q5_0},
+    {GGML_TYPE_Q5_1, GGML_TYPE_Q8_1, pw_rows_q5_1, &pw_tile_q5_1},
+    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, pw_rows_q8_0, &pw_tile_q8_0},
+    {GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, pw_rows_iq4_nl, &pw_tile_iq4_nl},
+    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, pw_rows_q4_K, &pw_tile_q4_K},
+    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, pw_rows_q5_K, &pw_tile_q5_K},
+    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, pw_rows_q6_K, &pw_tile_q6_K},
+    {GGML_TYPE_Q2_K, GGML_TYPE_Q8_K, pw_rows_q2_K, NULL},
+    {GGML_TYPE_Q3_K, GGML_TYPE_Q8_K, pw_rows_q3_K, &pw_tile_q3_K},
+    {GGML_TYPE_TQ2_0, GGML_TYPE_Q8_K, pw_rows_tq2_0, NULL},
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, pw_rows_iq4_xs, &pw_tile_iq4_xs},
+    {GGML_TYPE_MXFP4, GGML_TYPE_Q8_0, pw_rows_mxfp4, &pw_tile_mxfp4},
+    {GGML_TYPE_F16, GGML_TYPE_F16, pw_rows_f16, NULL},
+    {GGML_TYPE_BF16, GGML_TYPE_BF16, pw_rows_bf16, NULL},
+    {GGML_TYPE_F32, GGML_TYPE_F32, pw_rows_f32, NULL},
 };
 
-static rows_kernel find_kernel(int weights, int activations) {
+static const entry * find_entry(int weights, int activations) {
     for (size_t i = 0; i < sizeof(KERNELS) / sizeof(KERNELS[0]); i++) {
         if (KERNELS[i].weights == weights && KERNELS[i].activations == activations) {
-            return KERNELS[i].kernel;
+            return &KERNELS[i];
         }
     }
     return NULL;
+}
+
+// Where the four rows after the four from `row` on begin, to be read soon: null unless all lie one behind another.
+const uint8_t * pw_next_rows(const product * p, int64_t row) {
+    const bool is_dense = p->a_stride == (size_t) p->k * ggml_type_size(p->a_type);
+    return is_dense && row + 2 * N_ROWS <= p->m ? p->a + (size_t) (row + N_ROWS) * p->a_stride : NULL;
+}
+
+static void multiply_rows(rows_kernel kernel, const product * p, int64_t first_group, int64_t last_group) {
+    for (int64_t group = first_group; group < last_group; group++) {
+        const int64_t   row    = N_ROWS * group;
+        const int64_t   n_rows = p->m - row < N_ROWS ? p->m - row : N_ROWS;
+        const uint8_t * x[N_ROWS + 1];
+        for (int r = 0; r < N_ROWS; r++) {
+            x[r] = p->a + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * p->a_stride;
+        }
+        for (int64_t j = 0; j < p->n; j++) {
+            x[N_ROWS] = j == 0 ? pw_next_rows(p, row) : NULL;
+            float out[N_ROWS];
+            kernel(p->k, x, p->b + (size_t) j * p->b_stride, out);
+            for (int r = 0; r < n_rows; r++) {
+                p->c[j * p->ldc + row + r] = out[r];
+            }
+        }
+    }
+}
+
+// The product by our own kernels.
+bool pw_multiply(const struct ggml_compute_params * params, const product * p) {
+    const entry * found = find_entry(p->a_type, p->b_type);
+    if (!found) {
+        return false;
+    }
+    const int64_t n_groups = (p->m + N_ROWS - 1) / N_ROWS;
+    const int64_t first = n_groups * params->ith / params->nth, last = n_groups * (params->ith + 1) / params->nth;
+    if (found->tiles && p->n >= MIN_TILE_COLS) {
+        pw_multiply_tiles(found->tiles, p, first, last);
+    } else {
+        multiply_rows(found->rows, p, first, last);
+    }
+    return true;
 }
 
 // C[j * ldc + i] = row i of A times row j of B; rows have k blocks and lie lda and ldb blocks apart. False: not ours, which
 // every thread must answer alike.
 bool llamafile_sgemm(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A, int64_t lda,
                      const void * B, int64_t ldb, void * C, int64_t ldc, int a_type, int b_type, int c_type) {
-    const rows_kernel kernel = find_kernel(a_type, b_type);
-    if (!kernel || c_type != GGML_TYPE_F32) {
-        return false;
+    if (pw_blas_multiply(params, m, n, k, A, lda, B, ldb, C, ldc, a_type, b_type, c_type)) {
+        return true;
     }
-    const size_t  a_stride = (size_t) lda * ggml_type_size((enum ggml_type) a_type);
-    const size_t  b_stride = (size_t) ldb * ggml_type_size((enum ggml_type) b_type);
-    const int64_t n_groups = (m + N_ROWS - 1) / N_ROWS;
-    const int64_t first = n_groups * params->ith / params->nth, last = n_groups * (params->ith + 1) / params->nth;
-    for (int64_t group = first; group < last; group++) {
-        const int64_t   row    = N_ROWS * group;
-        const int64_t   n_rows = m - row < N_ROWS ? m - row : N_ROWS;
-        const uint8_t * x[N_ROWS + 1];
-        for (int r = 0; r < N_ROWS; r++) {
-            x[r] = (const uint8_t *) A + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * a_stride;
-        }
-        for (int64_t j = 0; j < n; j++) {
-            // only where a whole group follows: beyond the last row may be the end of the memory
-            x[N_ROWS] = j == 0 && row + 2 * N_ROWS <= m ? x[0] + N_ROWS * a_stride : NULL;
-            float out[N_ROWS];
-            kernel(k, x, (const uint8_t *) B + (size_t) j * b_stride, out);
-            for (int r = 0; r < n_rows; r++) {
-                ((float *) C)[j * ldc + row + r] = out[r];
-            }
-        }
-    }
-    return true;
+    const product p = {
+        .m = m, .n = n, .k = k, .a = A, .b = B, .c = C, .ldc = ldc,
+        .a_stride = (size_t) lda * ggml_type_size((enum ggml_type) a_type),
+        .b_stride = (size_t) ldb * ggml_type_size((enum ggml_type) b_type),
+        .a_type = (enum ggml_type) a_type, .b_type = (enum ggml_type) b_type,
+    };
+    return c_type == GGML_TYPE_F32 && pw_multiply(params, &p);
 }

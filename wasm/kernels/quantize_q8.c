@@ -42,7 +42,7 @@ static inline float quantize_block(const float * x, int8_t * qs, int32_t * sum) 
 
     v128_t total = wasm_i32x4_splat(0);
     for (int j = 0; j < N_VECTORS; j++) {
-        values[j] = wasm_i32x4_trunc_sat_f32x4(wasm_f32x4_nearest(wasm_f32x4_mul(values[j], factor)));
+        values[j] = wasm_i32x4_relaxed_trunc_f32x4(wasm_f32x4_nearest(wasm_f32x4_mul(values[j], factor)));
         total     = wasm_i32x4_add(total, values[j]);
     }
     for (int j = 0; j < N_VECTORS; j += 4) {
