@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Measure what lies between the tokens of a stream: how even they come, and what of the time is spent in Python.
 
-The host's share of a token is the time between two tokens less the time inside the sandbox's calls meanwhile: thread
-changes, batch building, text, and the reader's own loop. With one thread it is also measured as processor time, which
-other programs disturb less. Every number goes to ``bench/results/NAME.json``.
+The host's share of a token is the time between two tokens less the time inside the sandbox's calls meanwhile: what the
+engine's thread does between two of them. The reader takes a token while the next is computed; how long after the end of
+its call it has it is the lag. With one thread all of Python's work, the reader's too, is also measured as processor
+time, which other programs disturb less. Every number goes to ``bench/results/NAME.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class GuestClock:
 
     def __init__(self, model: pw.Model) -> None:
         """Put itself in front of the engine's calls."""
-        self.seconds = self.cpu_s = 0.0
+        self.seconds = self.cpu_s = self.ended = 0.0
         self._inner = model.engine._call
         model.engine._call = self._call
 
@@ -40,16 +41,18 @@ class GuestClock:
             return self._inner(export, *args)
         finally:
             self.cpu_s += time.thread_time() - cpu
-            self.seconds += time.perf_counter() - began
+            self.ended = time.perf_counter()
+            self.seconds += self.ended - began
 
 
 def measure(model: pw.Model, clock: GuestClock, n_tokens: int) -> dict[str, float]:
     """Generate once and return the figures."""
-    wall, guest = [], []
+    wall, guest, lag = [], [], []
     cpu = time.process_time() - clock.cpu_s
     for _ in model.stream(PROMPT, max_tokens=n_tokens, ignore_eos=True, seed=1):
         wall.append(time.perf_counter())
         guest.append(clock.seconds)
+        lag.append(wall[-1] - clock.ended)
     cpu = time.process_time() - clock.cpu_s - cpu
     waits = np.diff(np.asarray(wall))
     host = waits - np.diff(np.asarray(guest))
@@ -60,6 +63,7 @@ def measure(model: pw.Model, clock: GuestClock, n_tokens: int) -> dict[str, floa
         "host_median_us": 1e6 * float(np.median(host)),
         "host_mean_us": 1e6 * float(host.mean()),
         "host_p99_us": 1e6 * float(np.percentile(host, 99)),
+        "lag_median_us": 1e6 * float(np.median(lag)),
     }
     if model.engine.n_threads == 1:  # the guest's own threads are not on the clock
         found["host_cpu_us"] = 1e6 * cpu / n_tokens

@@ -33,7 +33,7 @@ class GuestBatch:
         ``n_pos`` is how many positions the model has an embedding for, 0 for any number: every write raises
         ``ContextFullError`` for one beyond, on which the guest would assert.
         """
-        self._n_pos = n_pos
+        self.n_pos = n_pos
         self._native, self._memory, self._n_seq_max = native, native.engine.memory, n_seq_max
         n = n_tokens_max
         self._ptr = native.alloc(4 * n * (4 + n_seq_max) + n)
@@ -117,7 +117,7 @@ class GuestBatch:
         The cheap path of a batch that several sequences share. The struct is the one of every other write.
         """
         write, n = self._memory.write, len(token)
-        if self._n_pos:
+        if self.n_pos:
             self._check_pos(int(pos.max()))
         write(self._token, token.data)
         write(self._pos, pos.data)
@@ -134,8 +134,8 @@ class GuestBatch:
         return self._struct
 
     def _check_pos(self, last: int) -> None:
-        if 0 < self._n_pos <= last:
-            raise ContextFullError("decode", f"the model knows no position {last}, only {self._n_pos}")
+        if 0 < self.n_pos <= last:
+            raise ContextFullError("decode", f"the model knows no position {last}, only {self.n_pos}")
 
     def free(self) -> None:
         """Give the block back."""

@@ -81,12 +81,11 @@ class Generation(Request, Generic[C]):
         self._n_ctx = n_ctx  # its own bound: the lane's may be larger
         self.is_cancelled = False
         self._sampler: Sampler | None = None
-        self._assembler = TextAssembler(request.stops)
+        self._assembler, self._has_stops = TextAssembler(request.stops), bool(request.stops)
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._unread: deque[tuple[str, int]] = deque()
         self._n_read = self._n_texts_read = 0
-        self._prompt_s = self._decode_s = 0.0
         self._finish_reason: FinishReason | None = None
 
     # -- for who waits ------------------------------------------------------------------------------------------------
@@ -129,8 +128,9 @@ class Generation(Request, Generic[C]):
 
     def next_text(self) -> str | None:
         """Wait for the next text and return it; ``None`` at the end."""
-        self.check()
-        if not self._unread:
+        if self._unread:
+            self.check()
+        else:
             self.wait()
         if not self._unread:
             return None
@@ -157,8 +157,8 @@ class Generation(Request, Generic[C]):
             finish_reason=(self._finish_reason if is_whole else None) or "cancelled",
             usage=Usage(len(request.tokens), len(tokens), self.n_cached),
             timings=Timings(
-                prompt_s=self._prompt_s,
-                decode_s=self._decode_s,
+                prompt_s=self.prompt_s,
+                decode_s=self.decode_s,
                 load_s=self._model.load_s,
                 prompt_tokens=len(request.tokens) - self.n_cached if self._tokens else 0,
                 decode_tokens=max(len(self._tokens) - 1, 0),
@@ -195,23 +195,20 @@ class Generation(Request, Generic[C]):
         if is_eog:
             reason = "stop"
         else:
-            self._emit(assembler.feed(piece))
-            if assembler.is_stopped:
+            text = assembler.feed(piece)
+            if text:
+                self._texts.append(text)
+                if self.max_ahead is not None:
+                    self._unread.append((text, len(tokens)))
+            if self._has_stops and assembler.is_stopped:
                 reason = "stop"
             elif len(tokens) == self._request.max_tokens or len(self.prompt) + len(tokens) > self._n_ctx:
                 reason = "length"
         self.n_unread = len(tokens) - self._n_read
         if reason is not None:
-            self._emit(assembler.finish())
+            self._emit_rest(assembler.finish())
             self._finish_reason = cast(FinishReason, reason)
             self.is_ended = True
-
-    def spent(self, seconds: float, is_prompt: bool) -> None:
-        """Count the time of a step."""
-        if is_prompt:
-            self._prompt_s += seconds
-        else:
-            self._decode_s += seconds
 
     def released(self) -> None:
         """Have the sampler freed."""
@@ -219,7 +216,7 @@ class Generation(Request, Generic[C]):
         if sampler is not None:
             self._model._discard(sampler._release())
 
-    def _emit(self, text: str) -> None:
+    def _emit_rest(self, text: str) -> None:
         if text:
             self._texts.append(text)
             if self.max_ahead is not None:
@@ -261,7 +258,7 @@ def complete_all(
                 progress(sum(other.is_ended for other in generations), len(generations))
         return [generation.completion() for generation in generations]
     finally:
-        group.waiting.clear()
+        model._scheduler.withdraw(group)
         for generation in running:
             generation.end()
 

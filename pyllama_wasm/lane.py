@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ._guest_step import NOT_ASKED, NOTHING, PIECE_BYTES, GuestStep
+from ._sampler_parts import nothing_chosen, sampling_error
 from .context import Context
-from .errors import CancelledError, ClosedError, GuestDiedError
+from .errors import CancelledError, ClosedError, GuestDiedError, UnsupportedModelError
 from .sampler import ends_all, sample_many
-from .slots import NO_KEY, LaneKey, Slot, plan_step
+from .slots import NO_KEY, LaneKey, Request, Slot, plan_step
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
+    from .sampler import Sampler
 
-__all__ = ["ENCODER", "Lane", "step_tokens"]
+__all__ = ["ENCODER", "Lane", "ModelJobs", "step_tokens"]
 
 # A prefill step is one turn among the calls that share a model, and Ctrl-C waits for its current matrix product:
 # large models take smaller steps. 4e11 operations are some seconds of one desktop CPU.
@@ -32,6 +36,36 @@ def step_tokens(n_params: int) -> int:
     """Return how many prompt tokens of a model with ``n_params`` weights one turn should compute, a power of two."""
     fitting = int(_OPERATIONS_PER_STEP / (2 * max(n_params, 1)))
     return max(_SMALLEST_STEP, 1 << max(fitting, 1).bit_length() - 1)
+
+
+class ModelJobs:
+    """The thread of a model's engine, as the scheduler uses it."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        """Use the engine of ``model``."""
+        self._model = model
+
+    @property
+    def none_waits(self) -> Callable[[], bool]:
+        """Return the function that tells whether no job waits for the one that runs."""
+        return self._model.engine.none_waits
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job and wait for its end; an interrupt of the waiting thread ends the job."""
+        self._model._run_cancellable(job, "generate")
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Have a job run in its turn; raises ``ClosedError``."""
+        self._model._post_cancellable(job, "generate")
+
+    def cancel(self) -> None:
+        """End the job of ``run`` or ``post`` that runs now."""
+        self._model._cancel_running("generate")
+
+    def check(self) -> None:
+        """Raise ``ClosedError`` when the engine is closed: posted jobs do not run any more."""
+        if self._model.engine.is_closed:
+            raise ClosedError("generate", "the engine is closed", "load the model again")
 
 
 class Lane:
@@ -51,6 +85,9 @@ class Lane:
         self.key = key
         self._model, self._vocab = model, model.vocab
         self.context = Context(model, params)
+        if not self.context._memory:  # each step computes what is new and reads what is kept
+            self.context.close()
+            raise UnsupportedModelError("generate", "the model keeps nothing from token to token")
         self.n_ctx_seq = self.context.n_ctx_seq
         self.slots = [Slot(i, self.n_ctx_seq) for i in range(n_slots)]
         # A recurrent state has no past to go back to, and a window that has moved on has lost what was before it.
@@ -60,6 +97,9 @@ class Lane:
         self._logits = np.zeros(n_batch, np.int8)
         self._is_prompt = [False] * n_slots
         self._outputs = [{i: i for i in range(n)} for n in range(n_slots + 1)]
+        self._guest_step: GuestStep | None = None
+        self._rows: list[Slot] = []  # the slots that have the first rows of it
+        self._n_pos = self.context._guest_batch.n_pos or 1 << 31
 
     @property
     def n_running(self) -> int:
@@ -68,6 +108,9 @@ class Lane:
 
     def close(self) -> None:
         """Free the context; from any thread."""
+        step, self._guest_step = self._guest_step, None
+        if step is not None:
+            self._model._discard(step.free)
         self.context.close()
 
     def step(self) -> None:
@@ -78,6 +121,11 @@ class Lane:
         ``GuestDiedError`` or ``ClosedError``.
         """
         began = perf_counter()
+        direct = self._direct_slots()
+        if direct is not None:
+            if direct:
+                self._step_in_guest(direct, began)
+            return
         self._turn += 1
         for slot in self.slots:
             self._prepare(slot)
@@ -89,11 +137,7 @@ class Lane:
         except (CancelledError, ClosedError, GuestDiedError):
             raise
         except Exception as error:  # noqa: BLE001  raised again to each who waits
-            for slot, _ in parts:
-                failed = copy(error)  # each is raised in a thread of its own
-                failed.__cause__ = error
-                if slot.run is not None:
-                    slot.run.fail(failed)
+            self._fail([slot for slot, _ in parts], error)
             return
         for slot, n in parts:
             self._is_prompt[slot.seq_id] = slot.run is not None and slot.n_past < len(slot.run.prompt)
@@ -102,8 +146,100 @@ class Lane:
         self._sample(outputs)
         seconds = perf_counter() - began
         for slot, _ in parts:
+            if slot.run is not None and self._is_prompt[slot.seq_id]:
+                slot.run.prompt_s += seconds
+            elif slot.run is not None:
+                slot.run.decode_s += seconds
+
+    # -- where every request goes on by a token that the guest can choose: one call ------------------------------------
+
+    def _direct_slots(self) -> list[Slot] | None:
+        """Return the slots of a step that the guest can take alone; ``None`` when there is more to do."""
+        slots = []
+        for slot in self.slots:
+            if slot.run is not None and slot.run.is_runnable:
+                n = slot.n_past
+                if not slot.is_direct or slot.n_tokens != n + 1 or slot.n_kv != n or n >= self._n_pos:
+                    return None
+                if slot.n_ready != n:
+                    self._rows = []
+                slots.append(slot)
+        return slots
+
+    def _step_in_guest(self, slots: list[Slot], began: float) -> None:
+        """Compute a token of each slot and choose the next; as ``step``.
+
+        It is one function because all of it is between two tokens, where the caches are cold: every further function
+        costs a microsecond or two there.
+        """
+        step = self._guest_step
+        try:
+            if step is None or slots != self._rows:
+                step = self._write_rows(slots)
+            for slot in slots:
+                slot.n_kv = slot.n_past + 1
+            rows = step.run(len(slots))
+        except (CancelledError, ClosedError, GuestDiedError):
+            raise
+        except Exception as error:  # noqa: BLE001  raised again to each who waits
+            self._fail(slots, error)
+            return
+        seconds = perf_counter() - began
+        for row, (token, is_eog, n_piece, piece) in enumerate(rows):
+            slot = slots[row]
+            run = slot.run
+            if token < 0:
+                self._refuse(row, slots, token)
+            elif run is not None:
+                n = slot.n_tokens
+                slot.tokens[n] = token
+                slot.n_past = slot.n_ready = n
+                slot.n_tokens = n + 1
+                run.decode_s += seconds
+                try:
+                    if 0 <= n_piece <= PIECE_BYTES:
+                        run.took(token, piece[:n_piece], is_eog != 0)
+                    else:
+                        run.took(token, *self._vocab._step_piece(token))
+                except Exception as error:  # noqa: BLE001  raised again to who waits
+                    self._end(run, error)
+
+    def _end(self, run: Request, error: Exception) -> None:
+        """End one request with what went wrong with its text; the others of the step go on."""
+        if ends_all(self._model, error):
+            raise error
+        run.fail(error)
+
+    def _refuse(self, row: int, slots: list[Slot], token: int) -> None:
+        """Deal with a row that has no token."""
+        slot = slots[row]
+        if token == NOT_ASKED:
+            self.context._outputs = self._outputs[len(slots)]
+            self._sample([(row, slot)])
+        elif slot.run is not None:
+            slot.run.fail(self._refusal(slot.run.sampler(), token))
+
+    def _refusal(self, sampler: Sampler, token: int) -> Exception:
+        """Return why a sampler chose none."""
+        failure = self._guest_step.failure if self._guest_step else None
+        if token == NOTHING or failure is None:
+            return nothing_chosen()
+        return sampling_error(sampler._parts, "sample", failure)
+
+    def _write_rows(self, slots: list[Slot]) -> GuestStep:
+        """Tell the guest anew what the rows are; each goes on by itself from there."""
+        step = self._guest_step
+        if step is None:
+            step = self._guest_step = GuestStep(self.context, len(self.slots))
+        self._rows = []  # until all are written
+        for row, slot in enumerate(slots):
             if slot.run is not None:
-                slot.run.spent(seconds, self._is_prompt[slot.seq_id])
+                step.write(row, slot.run.sampler(), int(slot.tokens[slot.n_past]), slot.n_past, slot.seq_id)
+            slot.n_ready = slot.n_past
+        self._rows = slots
+        return step
+
+    # -- every other step ---------------------------------------------------------------------------------------------
 
     def _prepare(self, slot: Slot) -> None:
         """Bring the cache of a request to where it goes on, and make what its first step needs."""
@@ -119,6 +255,14 @@ class Lane:
             if ends_all(self._model, error):
                 raise
             run.fail(error)  # raised again to who waits
+
+    def _fail(self, slots: list[Slot], error: Exception) -> None:
+        """End the requests of a failed batch."""
+        for slot in slots:
+            failed = copy(error)  # each is raised in a thread of its own
+            failed.__cause__ = error
+            if slot.run is not None:
+                slot.run.fail(failed)
 
     def _trim(self, slot: Slot) -> None:
         if slot.n_kv == slot.n_past:
@@ -173,7 +317,11 @@ class Lane:
                 continue
             slot.n_past = slot.n_tokens
             slot.append(tokens[k])
-            slot.run.took(tokens[k], *self._vocab._step_piece(tokens[k]))
+            slot.is_direct = slot.run.sampler()._is_usable
+            try:
+                slot.run.took(tokens[k], *self._vocab._step_piece(tokens[k]))
+            except Exception as error:  # noqa: BLE001  raised again to who waits
+                self._end(slot.run, error)
 
     def _choose(self, outputs: list[tuple[int, Slot]], errors: dict[int, Exception]) -> list[int]:
         samplers = [slot.run.sampler() for _, slot in outputs if slot.run is not None]

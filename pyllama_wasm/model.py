@@ -16,9 +16,10 @@ from .context import Context
 from .embedding import Embedder, EmbeddingInput, Embeddings, Pooling, RankedDocument, is_single
 from .errors import GuestException, OutOfMemoryError, RequestError, UnsupportedModelError
 from .generate import ChatStream, Generation, GenerationRequest, TextStream, checked_prompt, complete_all
-from .lane import Lane
+from .lane import Lane, ModelJobs
 from .loaded_model import LoadedModel
 from .params import DEFAULT_MAX_TOKENS, ContextParams, SamplingParams
+from .sampler import Sampler
 from .scheduler import MAX_AHEAD, Scheduler
 from .slots import LaneKey
 from .source import Source
@@ -45,24 +46,38 @@ class Model(LoadedModel):
     def _prepare(self) -> None:
         self._embedder = Embedder(self)
         self._calls: set[Generation[Any]] = set()
-        self._scheduler = Scheduler(self._open_lane, lambda step: self._run_cancellable(step, "generate"))
+        self._scheduler = Scheduler(self._open_lane, ModelJobs(self))
 
     def _open_lane(self, n_slots: int, n_ctx: int, key: LaneKey) -> Lane:
-        return Lane(self, n_slots, n_ctx, key)
+        try:
+            return Lane(self, n_slots, n_ctx, key)
+        except OutOfMemoryError:
+            if not self._embedder.release():
+                raise
+            return Lane(self, n_slots, n_ctx, key)
 
-    def context(self, params: ContextParams | None = None, **changes: Any) -> Context:
-        """Create a context: ``llama_init_from_model``; ``changes`` are fields of ``ContextParams``."""
+    def context(
+        self,
+        params: ContextParams | None = None,
+        *,
+        samplers: Mapping[int, Sampler] | None = None,
+        **changes: Any,
+    ) -> Context:
+        """Create a context: ``llama_init_from_model``; ``changes`` are fields of ``ContextParams``.
+
+        ``samplers`` are chains for some of its sequences, as ``Context.set_sampler`` takes them.
+        """
         try:
             params = replace(params or self.context_params, **changes)
         except TypeError as error:
             raise RequestError("create a context", f"unknown parameter: {error}") from error
         try:
-            return Context(self, params)
+            return Context(self, params, samplers)
         except OutOfMemoryError:
             # What finished calls have left for later ones may be in the way.
-            if not self._scheduler.close_idle():
+            if not any([self._scheduler.close_idle(), self._embedder.release()]):
                 raise
-            return Context(self, params)
+            return Context(self, params, samplers)
 
     def load_lora(self, path: Source) -> LoraAdapter:
         """Load a LoRA adapter from a path, the bytes of a file or a binary file object: ``llama_adapter_lora_init``.
@@ -92,7 +107,8 @@ class Model(LoadedModel):
         did is computed from where they differ; ``usage.cached_tokens`` tells how much that saved. An encoder-decoder
         model reads the prompt with its encoder and answers it.
 
-        Raises ``ContextFullError`` when the prompt leaves no room, ``CancelledError`` after ``cancel``.
+        Raises ``ContextFullError`` when the prompt leaves no room, ``CancelledError`` after ``cancel``,
+        ``UnsupportedModelError`` for a model that only computes embeddings or diffuses text.
         """
         return self._finish(self._request(prompt, max_tokens, stop, sampling, changes, logits_processors), Completion)
 
@@ -195,6 +211,7 @@ class Model(LoadedModel):
         ``messages`` are dicts with ``role`` and ``content``. ``template_kwargs`` are further variables of the
         template. ``max_tokens`` defaults to no limit but the context; the rest is as in ``generate`` and ``stream``.
         """
+        self._check_continues_text()
         prompt = self._apply_template(ChatRequest(messages, template_kwargs=template_kwargs or {}))
         stops = (*check_stops(stop), *prompt.stops)
         if prompt.grammar and "grammar" not in changes:
@@ -314,8 +331,8 @@ class Model(LoadedModel):
         logits_processors: Iterable[LogitsProcessor],
     ) -> GenerationRequest:
         self._check_open("generate")
-        if not self.has_decoder or self.is_diffusion:
-            raise UnsupportedModelError("generate", "the model does not continue text token by token")
+        self._check_continues_text()
+        self.vocab._check_present("generate")
         if max_tokens is not None and (
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
         ):
@@ -332,6 +349,12 @@ class Model(LoadedModel):
         processors = tuple(logits_processors)
         LogitsProcessors(processors)  # complains about what is no function
         return GenerationRequest(checked_prompt(tokens, vocab.bos), max_tokens, params, check_stops(stop), processors)
+
+    def _check_continues_text(self) -> None:
+        """Raise ``UnsupportedModelError`` for a model that has no next token: the guest would assert."""
+        if not self.has_decoder or not self._computes_logits or self.is_diffusion:
+            hint = "" if self.is_diffusion else "it computes embeddings: use embed"
+            raise UnsupportedModelError("generate", "the model does not continue text token by token", hint)
 
     def _finish(self, request: GenerationRequest, kind: type[C]) -> C:
         return Generation(self, request, kind).run()

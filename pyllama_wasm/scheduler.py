@@ -2,8 +2,12 @@
 
 There is no thread of its own. A thread that waits for its request's text *leads* when nobody else does: it opens a lane
 where one is wanted, or has a lane compute one batch, which advances every request in it. The others sleep until there
-is something for them, or until it is their turn to lead. So nothing runs while nobody waits, and Ctrl-C reaches the
-computation as it reaches any call.
+is something for them, or until it is their turn to lead.
+
+Where somebody waits for what a step gives, the engine's thread goes on by itself with the next one: who reads a stream
+is woken while the next token is being computed already, and comes back before it is there. The engine stops when a step
+ends for which nobody waits. So nothing runs for long while nobody waits, and Ctrl-C reaches the computation as it
+reaches any call.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from ._fork_locks import renew_after_fork
 from .errors import CancelledError, ClosedError, GuestDiedError, OutOfMemoryError
 from .slots import Group, LaneKey, Request, Slot
 
@@ -35,6 +40,9 @@ _POLL_S = 0.05
 
 _NOBODY = object()
 """Leads while a step goes on whose leader is gone."""
+
+_ENGINE = object()
+"""Leads while the engine's thread steps by itself."""
 
 
 class Lane(Protocol):
@@ -59,20 +67,45 @@ class Lane(Protocol):
         ...
 
 
+class Jobs(Protocol):
+    """The engine's thread, as the scheduler uses it."""
+
+    @property
+    def none_waits(self) -> Callable[[], bool]:
+        """Return the function that tells whether no other job waits for the thread."""
+        ...
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job there in its turn and wait for its end; an interrupt of the waiting thread ends the job."""
+        ...
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Have a job run there in its turn. Raises ``ClosedError``."""
+        ...
+
+    def cancel(self) -> None:
+        """End the job of these two that runs now, if one does: its lane raises ``CancelledError``."""
+        ...
+
+    def check(self) -> None:
+        """Raise ``ClosedError`` when posted jobs do not run any more."""
+        ...
+
+
 class Scheduler:
     """Hands out slots and has lanes step. Every method may be called from any thread."""
 
-    def __init__(
-        self, open_lane: Callable[[int, int, LaneKey], Lane], run_job: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """Start without lanes: ``open_lane(n_slots, n_ctx, key)`` makes one, ``run_job`` runs a step of one."""
-        self._open_lane, self._run_job = open_lane, run_job
+    def __init__(self, open_lane: Callable[[int, int, LaneKey], Lane], jobs: Jobs) -> None:
+        """Start without lanes: ``open_lane(n_slots, n_ctx, key)`` makes one, its steps are ``jobs``."""
+        self._open_lane, self._jobs = open_lane, jobs
         self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
         self._lanes: list[Lane] = []
         self._queue: deque[Request] = deque()
         self._sleeping: set[Request] = set()
         self._leader: object = None
         self._is_stepping = False  # a lane's step runs; it may outlast the leader who began it
+        self._failure: BaseException | None = None  # of a step that nobody led, for the next one who waits
         self._turn = 0
         self._is_short = False  # a lane was wanted and did not fit; until somebody gives a slot back
         # Filled without any lock: a forgotten stream is collected in whatever thread, at whatever moment.
@@ -102,9 +135,13 @@ class Scheduler:
             for _ in range(min(group.limit, len(requests))):
                 self._queue.append(group.waiting.popleft())
 
+    def withdraw(self, group: Group) -> None:
+        """Let no further request of a group in."""
+        with self._lock:
+            group.waiting.clear()
+
     def wait(self, request: Request) -> None:
         """Return when the request is ready, leading where nobody else does. Raises what ``request.check`` raises."""
-        me = object()
         try:
             request.is_waited_for = True
             while True:
@@ -112,35 +149,47 @@ class Scheduler:
                 with self._lock:
                     if request.is_ready:
                         return
-                    job = self._claim(me)
+                    if self._failure is not None:
+                        self._raise_failure()
+                    job = self._claim(request) if self._leader is None else None
                     if job is None:
-                        request.bell.acquire(blocking=False)
                         self._sleeping.add(request)
                 if job is None:
                     # Outside the lock, and no Condition: Ctrl-C in its wait can release a lock that somebody else has.
                     # The limit is for cancelling, and for slots that are given back without a lock.
-                    request.bell.acquire(timeout=_POLL_S)
+                    if not request.bell.acquire(timeout=_POLL_S):
+                        self._jobs.check()
                     continue
                 try:
                     job()
                 except CancelledError:
                     pass  # whose end was meant finds out by its check; the others go on
                 finally:
-                    self._settle(me)
+                    self._settle(request)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C
+                self._interrupt(request)
+            raise
         finally:
             request.is_waited_for = False
-            if self._leader is me:
-                self._settle(me)
+            if self._leader is request:
+                self._settle(request)
             # Who is not among the sleeping yet looks for itself whether there is a leader.
             if self._sleeping:
                 self._hand_over(request)
 
     def release(self, request: Request) -> None:
-        """End a request, whatever it is at, and take its slot back as soon as no step uses it."""
+        """End a request, whatever it is at, and take its slot back as soon as no step uses it.
+
+        Garbage collection may close a stream on a thread that has the lock: whoever has it next collects, then.
+        """
         self.abandon(request)
-        with self._lock:
-            if self._leader is None:
-                self._collect()
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._leader is None:
+                    self._collect()
+            finally:
+                self._lock.release()
 
     def abandon(self, request: Request) -> None:
         """Do as ``release`` without ever blocking; safe during garbage collection."""
@@ -149,6 +198,9 @@ class Scheduler:
 
     def close_idle(self) -> bool:
         """Close every lane that nobody uses; whether there was one."""
+        if self._leader is _ENGINE:
+            with suppress(CancelledError):
+                self._jobs.run(lambda: None)  # behind a step that was begun for somebody who has gone
         with self._lock:
             if self._leader is None:
                 self._collect()
@@ -160,20 +212,18 @@ class Scheduler:
 
     # -- sleeping and leading -----------------------------------------------------------------------------------------
 
-    def _claim(self, me: object) -> Callable[[], None] | None:
-        """Make the caller the leader if there is something to do; under the lock."""
-        if self._leader is not None:
-            return None
-        if self._returned:
-            self._collect()
-        if self._queue:
-            self._place()
-        job = (self._growth() if self._queue else None) or self._next_step()
+    def _claim(self, me: Request) -> Callable[[], None] | None:
+        """Make the caller the leader if there is something to do; under the lock, and nobody leads."""
+        self._collect()
+        self._place()
+        job = self._growth() if self._queue else None
+        if job is None and (lane := self._next_lane()) is not None:
+            job = partial(self._jobs.run, partial(self._step, lane))
         if job is not None:
             self._leader = me
         return job
 
-    def _settle(self, me: object) -> None:
+    def _settle(self, me: Request) -> None:
         """After the leader's job: free the slots of what has ended, wake who has something, let others lead.
 
         A leader that Ctrl-C has torn away from a step that does not end leaves this to the step: until then its slots
@@ -188,49 +238,147 @@ class Scheduler:
                 self._end_job()
 
     def _end_job(self) -> None:
-        for lane in self._lanes:
-            for slot in lane.slots:
-                run = slot.run
-                if run is not None and run.is_ended:
-                    self._free(run)
-        if self._sleeping:
-            self._wake(lambda request: request.is_ready)
+        self._free_ended()
+        self._wake_ready()
         self._leader = None
 
+    def _runs(self) -> list[Request]:
+        return [slot.run for lane in self._lanes for slot in lane.slots if slot.run is not None]
+
+    def _free_ended(self) -> None:
+        for lane in self._lanes:
+            for slot in lane.slots:
+                if slot.run is not None and slot.run.is_ended:
+                    self._free(slot.run)
+
+    def _interrupt(self, request: Request) -> None:
+        """End the step of the engine's own that was for ``request``, unless somebody else waits for it too."""
+        with self._lock:
+            is_needed = any(run.is_wanted for run in self._runs() if run is not request)
+            is_engines = self._leader is _ENGINE
+        if is_engines and not is_needed:
+            self._jobs.cancel()
+
+    def _raise_failure(self) -> None:
+        """Raise what has ended the engine's own steps, to the one who comes first; under the lock."""
+        error, self._failure = self._failure, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
+
+    # -- on the engine's thread ---------------------------------------------------------------------------------------
+
     def _step(self, lane: Lane) -> None:
-        """Have a lane compute one batch; on the engine's thread."""
+        """Have a lane compute one batch, as the leader's job; go on without a leader where somebody waits for more."""
         self._is_stepping = True
+        has_ended = False
         try:
             lane.step()
+            has_ended = True
         finally:
             with self._lock:
                 self._is_stepping = False
                 if self._leader is _NOBODY:
                     self._end_job()
-                    self._wake(lambda request: not request.is_ready, 1)
+                    self._wake_another()
+                elif has_ended and self._leader is not None and (following := self._following(lane)) is not None:
+                    with suppress(ClosedError):  # then the leader settles, and finds it out by the next job
+                        self._jobs.post(partial(self._run_on, following))
+                        self._leader = _ENGINE
+
+    def _run_on(self, lane: Lane) -> None:
+        """Step until nobody waits for more; let others have the engine between two steps."""
+        error: BaseException | None = None
+        none_waits = self._jobs.none_waits
+        try:
+            while True:
+                lane.step()
+                with self._lock:
+                    following = self._following(lane)
+                    if following is None:
+                        break
+                    if not none_waits():
+                        self._jobs.post(partial(self._run_on, following))
+                        return
+                lane = following
+        except CancelledError:
+            pass  # whose end was meant finds out by its check; the others go on
+        except BaseException as failure:  # noqa: BLE001  raised again to who waits
+            error = failure
+        with self._lock:
+            # What has not ended the engine is met again by the next step.
+            if isinstance(error, (ClosedError, GuestDiedError)) or any(run.is_waited_for for run in self._runs()):
+                self._failure = error
+            self._end_job()
+            self._wake_another()
+
+    def _following(self, lane: Lane) -> Lane | None:
+        """After a step: free and hand out slots, wake who has something; return what to compute next, without a leader.
+
+        Under the lock. Whether somebody waits is looked at before anybody is woken: who reads one token will want the
+        next. All of this is between two tokens, so there is a short way where nothing has changed hands.
+        """
+        following = lane if self._is_settled(lane) else self._next_after_changes()
+        self._wake_ready()
+        return following
+
+    def _is_settled(self, lane: Lane) -> bool:
+        """Whether the only lane can simply go on: nobody comes or goes, and somebody waits."""
+        if self._queue or self._returned or len(self._lanes) > 1:
+            return False
+        is_wanted = False
+        for slot in lane.slots:
+            run = slot.run
+            if run is not None:
+                if run.is_ended:
+                    return False
+                # The first is the usual case of the second, without its calls.
+                is_wanted = is_wanted or (run.is_waited_for and run.n_unread < MAX_AHEAD) or run.is_wanted
+        return is_wanted
+
+    def _next_after_changes(self) -> Lane | None:
+        self._collect()
+        self._free_ended()
+        self._place()
+        # Somebody must open a lane where a request waits for one.
+        return None if self._queue and not self._is_short else self._next_lane()
+
+    def _wake_ready(self) -> None:
+        for request in tuple(self._sleeping):
+            if not request.is_ready:
+                continue
+            self._sleeping.discard(request)
+            try:  # noqa: SIM105  between two tokens: suppress() is a Python function, and more
+                request.bell.release()
+            except RuntimeError:  # it is about to look anyway
+                pass
 
     def _hand_over(self, request: Request) -> None:
         """Have somebody else lead, when the one who waited for ``request`` goes."""
         with self._lock:
             self._sleeping.discard(request)
             if self._leader is None:
-                self._wake(lambda other: not other.is_ready, 1)
+                self._wake_another()
 
-    def _wake(self, which: Callable[[Request], bool], n_most: int = 1 << 30) -> None:
-        """Wake some of those who sleep for such requests; under the lock."""
-        for request in [request for request in self._sleeping if which(request)][:n_most]:
-            self._sleeping.discard(request)
-            with suppress(RuntimeError):  # it is about to look anyway
-                request.bell.release()
+    def _wake_another(self) -> None:
+        """Wake one who has nothing yet, to lead; under the lock."""
+        for request in self._sleeping:
+            if not request.is_ready:
+                self._sleeping.discard(request)
+                with suppress(RuntimeError):  # it is about to look anyway
+                    request.bell.release()
+                return
 
-    def _next_step(self) -> Callable[[], None] | None:
-        """Return the step of the next lane in turn in which somebody waits for something."""
+    def _next_lane(self) -> Lane | None:
+        """Return the next lane in turn in which somebody waits for something."""
         n = len(self._lanes)
         for i in range(n):
             lane = self._lanes[(self._turn + i) % n]
             if any(slot.run is not None and slot.run.is_wanted for slot in lane.slots):
                 self._turn = (self._turn + i + 1) % n
-                return partial(self._run_job, partial(self._step, lane))
+                return lane
         return None
 
     # -- slots: no step runs while these do, and the lock is held -----------------------------------------------------

@@ -35,7 +35,7 @@ class Group:
 class Request(ABC):
     """One request on its way through the scheduler; ``generate.Generation`` says what its tokens become.
 
-    The lane calls ``sampler``, ``took`` and ``spent`` on the engine's thread; all else is the scheduler's.
+    The lane calls ``sampler`` and ``took`` on the engine's thread; all else is the scheduler's.
     """
 
     def __init__(
@@ -59,11 +59,15 @@ class Request(ABC):
         self.n_cached = 0
         """Prompt tokens that were in the KV cache already; set by the lane."""
 
+        self.prompt_s = self.decode_s = 0.0
+        """Seconds of the steps it took part in, with its prompt and after it; added by the lane."""
+
         self.n_unread = 0
         self.is_ended = self.is_waited_for = False
         self.error: BaseException | None = None
         self.bell = threading.Lock()
         """What a waiting thread sleeps on: it waits to get the lock a second time."""
+        self.bell.acquire()
 
     @property
     def is_ready(self) -> bool:
@@ -73,12 +77,20 @@ class Request(ABC):
     @property
     def is_wanted(self) -> bool:
         """Whether a step is worth it for this request alone."""
-        return not self.is_ended and (self.max_ahead is None or self.is_waited_for)
+        return not self.is_ended and (self.max_ahead is None or (self.is_waited_for and self.is_short))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a stream may get further tokens: whoever is woken for some may take a while to come and read them."""
+        return self.max_ahead is None or self.n_unread < self.max_ahead or not self.is_ready
 
     @property
     def is_runnable(self) -> bool:
         """Whether a step may advance it."""
-        return self.is_wanted or (not self.is_ended and self.n_unread < (self.max_ahead or 0))
+        if self.is_ended:
+            return False
+        # What is held back, as the beginning of a stop string may be, is unread for as long as it takes.
+        return self.max_ahead is None or self.n_unread < self.max_ahead or (self.is_waited_for and self.is_short)
 
     @abstractmethod
     def sampler(self) -> Any:
@@ -87,10 +99,6 @@ class Request(ABC):
     @abstractmethod
     def took(self, token: int, piece: bytes, is_eog: bool) -> None:
         """Take a sampled token; sets ``is_ended`` after the last one."""
-
-    @abstractmethod
-    def spent(self, seconds: float, is_prompt: bool) -> None:
-        """Count the time of a step that the request took part in."""
 
     @abstractmethod
     def check(self) -> None:
@@ -113,7 +121,7 @@ class Slot:
     ``n_kv`` that are not valid any more, because a step was cancelled or another request has begun.
     """
 
-    __slots__ = ("is_encoded", "n_kv", "n_past", "n_tokens", "run", "seq_id", "tokens")
+    __slots__ = ("is_direct", "is_encoded", "n_kv", "n_past", "n_ready", "n_tokens", "run", "seq_id", "tokens")
 
     def __init__(self, seq_id: int, n_ctx_seq: int) -> None:
         """Start empty and free."""
@@ -121,6 +129,12 @@ class Slot:
         self.tokens = np.zeros(n_ctx_seq + 1, np.int32)
         self.n_past = self.n_tokens = self.n_kv = 0
         self.is_encoded = False
+        self.is_direct = False
+        """Whether a step of the request is one call of the guest: it has a token, and no Python chooses the next."""
+
+        self.n_ready = -1
+        """The ``n_past`` for which the guest has that call's arguments already."""
+
         self.run: Request | None = None
 
     def n_common(self, prompt: npt.NDArray[np.int32], may_trim: bool) -> int:
@@ -142,6 +156,7 @@ class Slot:
         self.n_tokens = len(prompt)
         self.tokens[self.n_past : self.n_tokens] = prompt[self.n_past :]
         self.is_encoded = run.source is None
+        self.is_direct, self.n_ready = False, -1
         run.n_cached = self.n_past
         self.run = run
 

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Sequence
 
 from .errors import RequestError
 
-__all__ = ["StopMatcher", "TextAssembler", "Utf8Decoder", "check_stops"]
+__all__ = ["StopMatcher", "TextAssembler", "Utf8Decoder", "check_stops", "parse_count"]
+
+_MAX_DIGITS = 20  # of the largest uint64
+
+
+def parse_count(text: str) -> int | None:
+    """Return the number from 0 on that a metadata value reads as; ``None`` for other text.
+
+    A file may have a string where a number belongs, with digits of other scripts or more of them than ``int`` takes.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 def check_stops(stop: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -27,15 +37,20 @@ class Utf8Decoder:
 
     def __init__(self) -> None:
         """Start with nothing held back."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = b""
 
     def feed(self, piece: bytes) -> str:
         """Return the characters that ``piece`` completes."""
-        return self._decoder.decode(piece)
+        # What codecs.getincrementaldecoder("utf-8") does, less its two calls for every token.
+        data = self._held + piece if self._held else piece
+        text, n = codecs.utf_8_decode(data, "replace")
+        self._held = data[n:]
+        return text
 
     def finish(self) -> str:
         """Return what is left: U+FFFD when the bytes ended inside a character."""
-        return self._decoder.decode(b"", final=True)
+        held, self._held = self._held, b""
+        return codecs.utf_8_decode(held, "replace", True)[0]
 
 
 class StopMatcher:
@@ -89,7 +104,7 @@ class TextAssembler:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         """Start with nothing held back."""
         self._decoder = Utf8Decoder()
-        self._matcher = StopMatcher(stops)
+        self._matcher, self._has_stops = StopMatcher(stops), bool(stops)
 
     @property
     def is_stopped(self) -> bool:
@@ -98,7 +113,8 @@ class TextAssembler:
 
     def feed(self, piece: bytes) -> str:
         """Return the text that ``piece`` releases, possibly none."""
-        return self._matcher.feed(self._decoder.feed(piece))
+        text = self._decoder.feed(piece)
+        return self._matcher.feed(text) if self._has_stops else text
 
     def finish(self) -> str:
         """Return what was held back at the end of the generation."""

@@ -111,6 +111,9 @@ class JobThread:
         """Start the thread."""
         self._guest = guest
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self.none_waits: Callable[[], bool] = self._queue.empty
+        """Whether no other job waits for the running one to end. The queue's own method: it is asked for each token."""
+
         self._lock = threading.RLock()
         self._current: _Job | None = None
         self._is_closing = False
@@ -155,6 +158,17 @@ class JobThread:
             raise
         result: T = job.outcome()
         return result
+
+    def post(self, func: Callable[[], None], operation: str) -> None:
+        """Run ``func`` after all jobs submitted earlier, with nobody waiting for it.
+
+        Its exceptions are lost, and an engine that is closed before its turn never runs it. Raises ``ClosedError``.
+        """
+        job = _Job(func, operation)
+        with self._lock:
+            if self._is_closing:
+                raise ClosedError(operation, "the engine is closed" + (" (forked process)" * self.is_forked))
+            self._queue.put(job)
 
     def cancel(self) -> None:
         """End the running job: ask it first, stop it after :data:`GRACE_S`. Without one nothing happens."""

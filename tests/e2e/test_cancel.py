@@ -206,6 +206,35 @@ def test_cancel_ends_a_low_level_decode(smollm2_path: Path) -> None:
     assert ends_in_time(smollm2_path, end)
 
 
+def test_cancel_does_not_reach_the_job_behind_the_one_it_meant(tiny: pw.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    has_begun = threading.Event()
+
+    def first() -> None:
+        order.append("first")
+        has_begun.set()
+        time.sleep(0.05)
+
+    def slow_cancel() -> None:
+        time.sleep(0.2)  # the first job has long come to its end by then
+        order.append("cancel")
+
+    monkeypatch.setattr(tiny.engine, "cancel", slow_cancel)
+    threads = [
+        threading.Thread(target=lambda: tiny._run_cancellable(first, "first")),
+        threading.Thread(target=lambda: tiny._run(lambda: order.append("second"), "second")),
+    ]
+    threads[0].start()
+    assert has_begun.wait(10)
+    threads[1].start()
+    tiny.cancel()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first", "cancel", "second"]
+    tiny.cancel()  # with nothing there that may be cancelled
+    assert order == ["first", "cancel", "second"]
+
+
 def test_cancel_between_the_pieces_of_a_stream(tiny: pw.Model) -> None:
     stream = tiny.stream("abc", max_tokens=None, ignore_eos=True)
     next(stream)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -159,3 +161,30 @@ def test_open_close_cycles_leave_nothing_behind(tiny_path: Path, smollm2_path: P
 
 def n_maps() -> int:
     return Path("/proc/self/maps").read_text().count("\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_stream_in_a_forked_child_is_told_that_the_engine_is_gone(tiny_path: Path) -> None:
+    """A child has no engine thread, and the one that it left behind may have been in the middle of a step."""
+    script = f"""
+import os, warnings
+warnings.simplefilter("ignore")
+import pyllama_wasm as pw
+with pw.Model({str(tiny_path)!r}, n_threads=1) as model:
+    stream = model.stream("abc", max_tokens=None, ignore_eos=True)
+    for _ in range(6):
+        next(stream)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for _ in range(100):
+                    next(stream)
+            except pw.ClosedError:
+                os._exit(41)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 41
+    next(stream)
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
