@@ -214,13 +214,13 @@ def infill(model: LoadedModel) -> Recipe:
 
 def grammar(model: LoadedModel, text: str, root: str = "root") -> Recipe:
     """Allow what a GBNF grammar does."""
-    _check_grammar(text, root)
+    _check_grammar(model, text, root)
     return _grammar(model, (text, root), lambda: model.native.llama_sampler_init_grammar(model._vocab_ptr, text, root))
 
 
 def grammar_lazy_patterns(model: LoadedModel, text: str, triggers: Sequence[str | int], root: str = "root") -> Recipe:
     """Allow what a GBNF grammar does, once it was triggered."""
-    _check_grammar(text, root)
+    _check_grammar(model, text, root)
     patterns, tokens = split_triggers(triggers)
     for token in tokens:
         model.vocab._check(token, "set grammar_triggers")
@@ -253,7 +253,8 @@ def split_triggers(triggers: Sequence[str | int]) -> tuple[list[str], list[int]]
 _REPETITION = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|\{\s*(\d+)\s*,\s*(\d+)\s*\}', re.DOTALL)
 
 
-def _check_grammar(text: str, root: str) -> None:
+def _check_grammar(model: LoadedModel, text: str, root: str) -> None:
+    model.vocab._check_present("set grammar")
     if not check_text("grammar", text):
         raise RequestError("set grammar", "it is empty")
     check_text("root", root)
@@ -375,7 +376,9 @@ def _names(params: SamplingParams) -> list[str]:
         return [*names, "adaptive_p"]
     last = params.samplers[-1] if params.samplers else ""
     if last == "temperature" and params.temperature <= 0 and params.dynatemp_range == 0:
-        return [*(name for name in names if not _keeps_largest(params, name)), "greedy"]
+        while names and _keeps_largest(params, names[-1]):  # those in front decide what later ones see
+            names.pop()
+        return [*names, "greedy"]
     return [*names, "greedy" if last == "top_k" and params.top_k == 1 else "dist"]
 
 

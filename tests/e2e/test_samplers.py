@@ -404,3 +404,48 @@ def test_lazy_grammar_in_generate(tiny: pw.Model) -> None:
         logit_bias=bias,
     ).text
     assert text == "!ok"
+
+
+# -- greedy chains ----------------------------------------------------------------------------------------------------
+
+COLD = [
+    {},
+    {"top_k": 1, "xtc_probability": 1.0, "xtc_threshold": 0.0},
+    {"top_k": 3, "typical_p": 0.3},
+    {"top_p": 0.2, "min_p": 0.3, "xtc_probability": 1.0, "xtc_threshold": 0.05},
+    {"samplers": ("top_k", "penalties", "temperature"), "top_k": 1, "repeat_penalty": 1.9},
+    {"samplers": ("temperature",), "top_k": 3},
+]
+
+
+@pytest.mark.parametrize("changes", COLD, ids=str)
+def test_samplers_left_out_at_temperature_0_would_change_nothing(
+    shared: pw.Model, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    params = pw.SamplingParams(temperature=0, seed=1, **changes)  # type: ignore[arg-type]
+
+    def choices() -> list[int | None]:
+        random = np.random.default_rng(5)
+        found = []
+        with pw.Sampler(shared, params) as sampler:
+            for _ in range(20):
+                found.append(sampler.apply(random.normal(0, 3, 16).astype(np.float32)).token)
+                sampler.accept(found[-1] or 0)
+        return found
+
+    ours = choices()
+    monkeypatch.setattr("pyllama_wasm.samplers._keeps_largest", lambda *_: False)
+    assert choices() == ours
+    assert len(set(ours)) > 1
+
+
+@pytest.mark.parametrize("name", ["greedy", "?mine", "chain"])
+def test_a_custom_sampler_may_have_any_name(shared: pw.Model, context: pw.Context, name: str) -> None:
+    """A chain that only takes the largest logit is told from one that does more, whatever its samplers are called."""
+    least = int(np.argmin(context.logits(-1)))
+
+    def only_least(candidates: pw.Candidates) -> None:
+        candidates.logit[candidates.id != least] = -np.inf
+
+    with pw.SamplerChain(shared, [S.custom(shared, only_least, name=name), S.greedy(shared)]) as chain:
+        assert chain.sample(context) == least
