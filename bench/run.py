@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measure the sandboxed engine, side by side with native llama.cpp where ``make native`` has built it.
+"""Measure the sandboxed engine side by side with native llama.cpp and with upstream's kernels, in one run.
 
-Rounds are interleaved (ours, native, ours, native …), every measurement is a fresh process, and the report gives
-medians with the smallest and largest value. ``bench/results/NAME.json`` has every number, ``NAME.md`` the table.
+Rounds are interleaved, every measurement is a fresh process, and the report gives medians with their spread.
+``bench/results/NAME.json`` has every number, ``NAME.md`` the tables, ``NAME-*.png`` the plots.
 """
 
 from __future__ import annotations
@@ -11,153 +11,180 @@ import argparse
 import json
 import os
 import platform
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import columns
+import plan
+import report
 
 import pyllama_wasm as pw
+from pyllama_wasm import measure, runtime
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-NATIVE_BUILD = ROOT / "build" / "native" / "native"
-LLAMA_CPP = ROOT / "build" / "sources" / "llama.cpp"
+RESULTS = Path(__file__).resolve().parent / "results"
 
-LABELS = {
-    "load_s": "load, s",
-    "pp128": "prefill 128, tokens/s",
-    "pp512": "prefill 512, tokens/s",
-    "tg64": "decode 64, tokens/s",
-}
-
-Sample = dict[str, float]
-Samples = dict[str, list[Sample]]
-
-
-def build_native() -> Path | None:
-    """Compile ``native.cpp`` against the libraries of ``make native``; None where they or a compiler are missing."""
-    libraries = {path.name: path for path in NATIVE_BUILD.rglob("lib*.a")}
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    wanted = ("libllama.a", "libggml.a", "libggml-cpu.a", "libggml-base.a")
-    if compiler is None or any(name not in libraries for name in wanted):
-        return None
-    program = NATIVE_BUILD / "bench_native"
-    command = [compiler, "-O2", "-std=c++17", str(HERE / "native.cpp"), "-o", str(program)]
-    command += [f"-I{LLAMA_CPP / 'include'}", f"-I{LLAMA_CPP / 'ggml' / 'include'}"]
-    command += [str(libraries[name]) for name in wanted]
-    subprocess.run([*command, "-lpthread", "-ldl"], check=True)
-    return program
-
-
-def measure(command: list[str], **environment: str) -> Sample:
-    """Run one program and return the JSON it prints."""
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment})
-    sample: Sample = json.loads(done.stdout)
-    return sample
-
-
-def measure_loads(model: Path, rounds: int) -> Samples:
-    """Measure loading with an empty cache of compiled code, and loading again with it filled."""
-    samples: Samples = {"first load": [], "later load": []}
-    command = [sys.executable, str(HERE / "ours.py"), str(model), "1", "--load-only"]
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for name in samples:
-                samples[name].append(measure(command, PYLLAMA_WASM_CACHE=cache))
-    return samples
-
-
-def measure_speeds(model: Path, threads: list[int], rounds: int, native: Path | None) -> Samples:
-    """Measure prefill and decode, both engines in turn."""
-    samples: Samples = {}
-    for number in range(rounds):
-        for n in threads:
-            threads_text = f"{n} thread" + ("s" if n > 1 else "")
-            programs = {f"pyllama_wasm, {threads_text}": [sys.executable, str(HERE / "ours.py")]}
-            if native is not None:
-                programs[f"native, {threads_text}"] = [str(native)]
-            for name, program in programs.items():
-                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-                samples.setdefault(name, []).append(measure([*program, str(model), str(n)]))
-    return samples
-
-
-def cell(values: list[float]) -> str:
-    """Return ``median (smallest to largest)``."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def rows(samples: Samples, keys: list[str]) -> list[str]:
-    """Return a Markdown table: one row per name, one column per measurement."""
-    lines = ["| | " + " | ".join(LABELS[key] for key in keys) + " |", "|---|" + "---|" * len(keys)]
-    for name, found in samples.items():
-        lines.append(f"| {name} | " + " | ".join(cell([sample[key] for sample in found]) for key in keys) + " |")
-    return lines
+# Set on some machines: for old builds of OpenBLAS, which slows a current one, and to keep folders clean, for which
+# every start compiles this package's Python anew. The bytecode goes into a folder of its own instead.
+_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 
 
 def machine() -> dict[str, str]:
     """Describe where the numbers come from."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
+    load = f"{os.getloadavg()[0]:.1f} (below 0.5 is quiet)" if hasattr(os, "getloadavg") else "unknown"
+    facts = runtime.describe()
     return {
-        "processor": processor,
-        "cores": str(os.cpu_count()),
-        "load before the run": f"{os.getloadavg()[0]:.1f} (other programs disturb; below 0.5 is quiet)"
-        if hasattr(os, "getloadavg")
-        else "unknown",
+        "processor": facts["machine"]["processor"],
+        "cores": str(facts["machine"]["n_threads"]),
+        "load before the run": load,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "wasmtime": version("wasmtime"),
+        "numpy": version("numpy"),
         "pyllama_wasm": pw.__version__,
+        "module": facts["module"]["sha256"][:16],
         "llama.cpp": pw.LLAMA_CPP_BUILD,
     }
 
 
-def report(title: str, facts: dict[str, str], loads: Samples, speeds: Samples) -> str:
-    """Return the page for one run."""
-    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
-    lines += ["Medians, with the smallest and largest value. Files are in the page cache throughout.", ""]
-    lines += [*rows(loads, ["load_s"]), "", *rows(speeds, ["pp128", "pp512", "tg64"]), ""]
-    return "\n".join(lines)
+def prepare(wanted: tuple[columns.Column, ...], is_strict: bool) -> dict[str, columns.Command]:
+    """Build the engines of all columns; one that cannot be built is left out, or ends the run when ``is_strict``."""
+    commands: dict[str, columns.Command] = {}
+    for engine in dict.fromkeys(column.engine for column in wanted):
+        print(f"preparing {engine}", file=sys.stderr, flush=True)
+        try:
+            commands[engine] = columns.prepare(engine)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if is_strict:
+                raise SystemExit(f"bench: {engine} cannot be built: {error}") from error
+            print(f"leaving out {engine}: {error}", file=sys.stderr)
+    return commands
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Measure load, prefill and decode; write bench/results/.")
-    parser.add_argument("--model", type=Path, help="a GGUF file (the demo model by default)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="latest", help="name of the result files")
-    options = parser.parse_args()
+def measure_case(case: plan.Case, command: columns.Command) -> measure.Figures:
+    """Run one measurement in its process."""
+    environment = {name: value for name, value in os.environ.items() if name not in _OVERRIDES}
+    environment["PYTHONPYCACHEPREFIX"] = str(columns.BUILD / "bench-bytecode")
+    path = plan.path_of(case.model)
+    with tempfile.TemporaryDirectory() as empty:
+        if case.is_cold:
+            environment["PYLLAMA_WASM_CACHE"] = empty
+        arguments = command(case.task, path, case.workload)
+        return measure.run(arguments, f"measure {case.model} with {case.column}", environment)
 
-    model = options.model or pw.demo_model()
-    native = build_native()
-    if native is None:
-        print("no native peer: measuring pyllama_wasm alone (make native builds it)", file=sys.stderr)
-    facts = {
-        "command": f"bench/run.py {' '.join(sys.argv[1:])}".strip(),
-        "model": model.name,
-        "rounds": str(options.rounds),
-    }
-    facts |= machine()
-    loads = measure_loads(model, options.rounds)
-    speeds = measure_speeds(model, options.threads, options.rounds, native)
 
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    page = report(f"Benchmark: {options.name}", facts, loads, speeds)
-    (results / f"{options.name}.md").write_text(page, encoding="utf-8")
-    (results / f"{options.name}.json").write_text(
-        json.dumps({"facts": facts, "loads": loads, "speeds": speeds}, indent=1) + "\n", encoding="utf-8"
+def measure_all(wanted: plan.Plan, commands: dict[str, columns.Command], minutes: float) -> list[dict[str, Any]]:
+    """Measure every case, round after round, until all is done or the time is used up; a failed case is recorded."""
+    samples: list[dict[str, Any]] = []
+    cases = [case for case in wanted.cases() if case.column.engine in commands]
+    ends = time.monotonic() + 60 * minutes
+    for i, case in enumerate(cases):
+        if time.monotonic() > ends:
+            print(f"time is up: {len(cases) - i} measurements are left out", file=sys.stderr)
+            break
+        name = f"{case.task}, {case.model}, {case.column}, {case.workload.n_threads} threads"
+        sample: dict[str, Any] = {
+            "round": case.round,
+            "task": f"{case.task}, cold" if case.is_cold else case.task,
+            "model": case.model,
+            "column": str(case.column),
+            "n_threads": case.workload.n_threads,
+        }
+        try:
+            sample["figures"] = measure_case(case, commands[case.column.engine])
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in sample["figures"].items())
+        except pw.PyllamaError as error:
+            sample["error"] = shown = str(error)
+        samples.append(sample)
+        print(f"[{i + 1}/{len(cases)}] round {case.round}: {name}: {shown}", file=sys.stderr, flush=True)
+    return samples
+
+
+def warm_up(wanted: plan.Plan, commands: dict[str, columns.Command]) -> None:
+    """Fill the caches of compiled code and bytecode, so that the first round finds what the later ones find."""
+    path = next(plan.path_of(case.model) for case in wanted.cases())
+    for engine in commands.keys() & {"ours", "stock"}:
+        case = plan.Case(0, "start", str(path), columns.Column(engine), wanted.workload)
+        measure_case(case, commands[engine])
+
+
+def costs(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what each measured model costs at least, and the type of its weights."""
+    found: dict[str, dict[str, Any]] = {}
+    for sample in samples:
+        model = sample["model"]
+        if sample["task"] == "speed" and model not in found:
+            found[model] = asdict(measure.model_cost(plan.path_of(model)))
+    return found
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog=f"models: {', '.join(plan.ALL)}, tiny-*; columns: {', '.join(plan.COLUMNS)}",
     )
-    print(page)
+    parser.add_argument("--models", nargs="+", metavar="PATTERN", help="names, patterns or GGUF files (all)")
+    parser.add_argument("--columns", nargs="+", metavar="ENGINE[:CACHE]", help="engines and cache types (all)")
+    parser.add_argument(
+        "--tasks", nargs="*", choices=plan.TASKS, default=list(plan.TASKS), help="what to measure (all)"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--prefill", type=int, nargs="+", default=[128, 512], metavar="TOKENS")
+    parser.add_argument("--depths", type=int, nargs="+", default=[0, 1024], metavar="TOKENS")
+    parser.add_argument("--decode", type=int, default=64, metavar="TOKENS")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no measurement after this time")
+    parser.add_argument("--quick", action="store_true", help="a selection over all columns: about twenty minutes")
+    parser.add_argument("--name", default="latest", help="name of the result files")
+    return parser.parse_args()
+
+
+def make_plan(given: argparse.Namespace) -> plan.Plan:
+    """Return what the command line asks for; raises ``ValueError`` or ``RequestError``."""
+    sizes = measure.Workload(n_decode=given.decode, prefill=tuple(given.prefill), depths=tuple(given.depths))
+    for n_threads in given.threads:
+        replace(sizes, n_threads=n_threads)  # refuses what makes no sense
+    if given.rounds < 1:
+        raise ValueError("--rounds is less than 1")
+    wanted = plan.Plan(tasks=tuple(given.tasks), threads=tuple(given.threads), rounds=given.rounds, workload=sizes)
+    if given.models is not None:
+        wanted = replace(wanted, models=plan.matching(given.models))
+    if given.columns is not None:
+        wanted = replace(wanted, columns=tuple(columns.Column.parse(text) for text in given.columns))
+    return plan.quick(wanted) if given.quick else wanted
+
+
+def main() -> int:
+    """Run the command line; 1 when a measurement failed."""
+    given = options()
+    try:
+        wanted = make_plan(given)
+    except (ValueError, pw.PyllamaError) as error:
+        raise SystemExit(f"bench: {error}") from error
+    facts = {"command": " ".join(["bench/run.py", *sys.argv[1:]])} | machine()
+    commands = prepare(wanted.columns, is_strict=given.columns is not None)
+    for model in sorted({case.model for case in wanted.cases()}):
+        plan.path_of(model)  # made before anything is measured
+    for name in _OVERRIDES:
+        os.environ.pop(name, None)
+    limits = {str(n): columns.limits(n) for n in wanted.threads}
+    warm_up(wanted, commands)
+    began = time.monotonic()
+    samples = measure_all(wanted, commands, given.minutes)
+    facts["measured for"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
+    result = {"facts": facts, "limits": limits, "costs": costs(samples), "samples": samples}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    text = report.write(result, RESULTS, given.name)
+    print(text)
+    return int(any("error" in sample for sample in samples))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

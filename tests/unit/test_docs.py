@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 import pyllama_wasm as pw
-from pyllama_wasm import runtime
+from pyllama_wasm import measure, runtime
 from pyllama_wasm.cli import app
 
 from .test_architecture import LAYERS
@@ -28,7 +28,11 @@ def entries() -> list[str]:
 
 
 def missing_entries(names: list[str], documented: list[str]) -> set[str]:
-    public = {*names, *(f"runtime.{name}" for name in runtime.__all__)}
+    public = {
+        *names,
+        *(f"runtime.{name}" for name in runtime.__all__),
+        *(f"measure.{name}" for name in measure.__all__),
+    }
     return public ^ set(documented)
 
 

@@ -1,0 +1,128 @@
+"""The project's benchmarks: what a run measures in which order, and the arithmetic of its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pyllama_wasm as pw
+
+if TYPE_CHECKING:
+    import columns
+    import plan
+    import report
+    import shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Import the scripts of bench/ as they import each other."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    for name in ("columns", "plan", "report", "shapes"):
+        globals()[name] = __import__(name)
+    yield
+    for name in ("columns", "plan", "report", "shapes"):
+        sys.modules.pop(name, None)
+
+
+def sample(model: str, column: str, value: float, n_threads: int = 1) -> dict[str, Any]:
+    figures = {"prefill_10": value, "decode_at_0": value / 10, "first_token_s": 1 / value}
+    return {"round": 1, "task": "speed", "model": model, "column": column, "n_threads": n_threads, "figures": figures}
+
+
+def result(*samples: dict[str, Any]) -> dict[str, Any]:
+    cost = {"weights_bytes": 1000, "n_weights": 400, "n_output_weights": 0, "kv_bytes_per_token": 2.0}
+    limits = {"read_bytes_per_s": 1e5, "sgemm_ops_per_s": 1e5, "f32_ops_per_s": 2e5, "int8_ops_per_s": 8e5}
+    return {
+        "facts": {"machine": "none"},
+        "limits": {"1": {**limits, "n_threads": 1}},
+        "costs": {"A-Q4_0": cost, "A-F16": cost},
+        "samples": list(samples),
+    }
+
+
+def test_rounds_are_interleaved() -> None:
+    wanted = plan.Plan(models=("tiny-Q4_0",), columns=(columns.Column("ours"), columns.Column("native")), threads=(1,))
+    order = [(case.round, str(case.column)) for case in wanted.cases() if case.task == "speed"]
+    assert order == [(n, name) for n in (1, 2, 3) for name in ("ours", "native")]
+
+
+def test_a_quick_run_shows_every_column_and_every_type() -> None:
+    cases = list(plan.quick(plan.Plan(rounds=1)).cases())
+    speeds = [case for case in cases if case.task == "speed"]
+    assert {str(case.column) for case in speeds} == set(plan.COLUMNS)
+    assert {case.task for case in cases} == set(plan.TASKS)
+    assert {case.model for case in speeds} >= {plan.DEMO, *(f"Qwen2.5-0.5B-{kind}" for kind in shapes.TYPES)}
+    assert len(speeds) < len([case for case in plan.Plan(rounds=1).cases() if case.task == "speed"]) / 2
+
+
+def test_only_ours_starts_with_an_empty_cache() -> None:
+    cold = [case for case in plan.Plan(rounds=1).cases() if case.is_cold]
+    assert [(case.task, str(case.column)) for case in cold] == [("start", "ours")]
+
+
+def test_a_column_is_read_back_and_a_wrong_one_refused() -> None:
+    assert str(columns.Column.parse("native:q8_0")) == "native:q8_0" and str(columns.Column.parse("ours:f16")) == "ours"
+    with pytest.raises(ValueError, match="there is no engine 'theirs'"):
+        columns.Column.parse("theirs")
+    with pytest.raises(pw.RequestError, match="q9_9"):
+        columns.Column.parse("ours:q9_9")
+
+
+def test_models_are_named_by_patterns() -> None:
+    assert plan.matching(["Qwen*Q4_0", "tiny-F16", "tiny-*"])[:2] == ("Qwen2.5-0.5B-Q4_0", "tiny-F16")
+    assert len(set(plan.matching(["tiny-*", "tiny-F16"]))) == len(plan.matching(["tiny-*", "tiny-F16"]))
+    with pytest.raises(ValueError, match="no model matches 'GPT"):
+        plan.matching(["GPT*"])
+
+
+def test_ratios_are_of_medians_to_the_same_cache_and_to_the_best() -> None:
+    numbers = report.Numbers(
+        result(
+            *(sample("A-Q4_0", "ours", value) for value in (90, 100, 500)),
+            sample("A-Q4_0", "native", 200), sample("A-Q4_0", "native:f32", 400), sample("A-F16", "ours", 200),
+            sample("A-F16", "native", 100),
+        )
+    )  # fmt: skip
+    key = ("speed", "A-Q4_0", "ours", 1)
+    assert numbers.ratio(key, "prefill_10", ["native"]) == 0.5
+    assert numbers.ratio(key, "prefill_10", ["native", "native:f32"]) == 0.25
+    assert numbers.ratio(key, "prefill_10", ["stock"]) is None
+    text = "\n".join(report.ratios(numbers))
+    assert "| A-Q4_0 | 1 | 0.5 (0.25) | 0.5 (0.25) |" in text and "| **geometric mean** |  | 1 (0.707) |" in text
+    assert "Below 0.7: A-Q4_0 on 1 thread, prefill 10; A-Q4_0 on 1 thread, decode at 0." in text
+
+
+def test_shares_are_of_the_limit_of_the_weights_type() -> None:
+    numbers = report.Numbers(result(sample("A-Q4_0", "ours", 100), sample("A-F16", "ours", 100)))
+    # 800 operations a token: 1000 tokens/s in 8 bits, 250 in f32; 1000 bytes a token: 100 tokens/s
+    assert numbers.share(("speed", "A-Q4_0", "ours", 1), "prefill_10") == pytest.approx(0.1)
+    assert numbers.share(("speed", "A-F16", "ours", 1), "prefill_10") == pytest.approx(0.4)
+    assert numbers.share(("speed", "A-F16", "ours", 1), "decode_at_0") == pytest.approx(0.1)
+    assert numbers.share(("speed", "A-F16", "ours", 1), "first_token_s") is None
+
+
+def test_a_failed_measurement_is_in_the_report() -> None:
+    failed = {"round": 1, "task": "speed", "model": "A-F16", "column": "stock", "n_threads": 1, "error": "it died"}
+    text = report.page(result(sample("A-F16", "ours", 100), failed), "title", [])
+    assert "- A-F16, stock: it died" in text and "| pyllama_wasm | 1 | 100 *40 %* |" in text
+
+
+def test_shapes_are_those_of_the_real_models() -> None:
+    def n_weights(name: str) -> int:
+        total = 0
+        for _, dims in shapes.SHAPES[name].tensors():
+            product = 1
+            for n in dims:
+                product *= n
+            total += product
+        return total
+
+    assert n_weights("Qwen2.5-0.5B") == 494_032_768
+    assert n_weights("Llama-3.2-1B") == 1_235_814_432
