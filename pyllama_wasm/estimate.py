@@ -36,12 +36,14 @@ _MANY_NODES = frozenset(
 # What llama_model_base::create_memory makes where it is not a KV cache for every layer.
 _NO_CACHE = frozenset(
     {"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "modern-bert", "eurobert"}
-    | {"gemma-embedding", "t5encoder", "dream", "llada", "llada-moe", "rnd1", "wavtokenizer-dec"}
+    | {"gemma-embedding", "gemma-embedding2", "dream", "llada", "llada-moe", "rnd1", "wavtokenizer-dec"}
 )
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 _BOTH = frozenset({"falcon-h1"})  # every layer has attention and a state
 _LINEAR = frozenset({"qwen3next", "qwen35", "qwen35moe"})  # full attention in every n-th layer only
 _INDEXED = frozenset({"deepseek32", "glm-dsa", "minimax-m3", "dots3note", "hy_v4"})  # a second cache of index keys
+
+_REUSED_BYTES = 12 << 20  # measured: what a buffer freed before the cache is allocated is good for
 
 # Every how many layers one sees the whole context, where the file does not say (set_swa_pattern in src/models).
 _SWA_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma-embedding": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4}
@@ -262,7 +264,7 @@ class _Estimator:
         return 4 * (n_r + n_s) * self.params.n_seq_max
 
     def _compute(self) -> tuple[int, int]:
-        """Return the graph's buffer, and what of an earlier, smaller one stays unused between other allocations.
+        """Return the graph's buffer, and what of an earlier, smaller one stays unused; negative where it is used again.
 
         What is alive at once was measured with dense models, experts, sliding windows and all head layouts: five rows
         of the embedding's width, the attention mask, and either the three matrices of a feed-forward block, the
@@ -281,8 +283,8 @@ class _Estimator:
         widest = max(self.heads, default=0)
         qkv = widest * self.n_embd_head_k + max(self.heads_kv, default=0) * (self.n_embd_head_k + self.n_embd_head_v)
         scores = 4 * n * (self.n_ctx_stream * widest + qkv)
-        # Sometimes the whole buffer of the graph that asked for flash attention stays unused, sometimes nothing of it.
-        return fixed + max(ffn, logits, scores), (fixed - mask // 2 + ffn) // 2
+        # The buffer of the graph that asked for flash attention is freed; it serves what the base counts apart.
+        return fixed + max(ffn, logits, scores), -min(fixed + ffn, _REUSED_BYTES)
 
     def _feed_forward(self) -> int:
         """Return how wide a feed-forward block is for one token: of experts all that are used."""

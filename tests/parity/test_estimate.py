@@ -105,7 +105,7 @@ def test_comparison_notices_a_part_that_is_off(taken: int, kv: float, compute: f
 
 
 # Architectures whose layers share or compress their cache in ways of their own.
-OWN_WAYS = {"qwen4exp-moe", "glm5-next-moe", "minimax-01-moe"}
+OWN_WAYS = {"qwen4exp-moe", "glm5-next-moe", "minimax-01-moe", "graniteswitch"}
 
 
 class Sandbox:
