@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import platform
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import metadata
+from io import FileIO
 from pathlib import Path
 
 import platformdirs
@@ -21,30 +23,103 @@ logger = logging.getLogger("pyllama_wasm.cache")
 ENVIRONMENT_VARIABLE = "PYLLAMA_WASM_CACHE"
 
 _KEEP = 4
-_FORMAT = "1"
+_FORMAT = "2"
+
+_PART_BYTES = 4 << 20
+_READ_BYTES = 256 << 10  # stays in the processor's cache between reading and hashing
+_MAX_THREADS = 4
 
 
-def cache_key(wasm_sha256: str, settings: Mapping[str, object]) -> str:
-    """Return the name of the machine code of one module for one wasmtime, configuration and kind of processor."""
-    parts = (_FORMAT, wasm_sha256, metadata.version("wasmtime"), repr(sorted(settings.items())), *_processor())
+def cache_key(wasm_digest: str, settings: Mapping[str, object]) -> str:
+    """Return the name of the machine code of one module for one wasmtime, configuration and kind of processor.
+
+    ``wasm_digest`` is the module's :func:`digest` or :func:`file_digest`.
+    """
+    parts = (_FORMAT, wasm_digest, _wasmtime_version(), repr(sorted(settings.items())), *_processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def digest(data: bytes | bytearray) -> str:
+    """Return the SHA-256 of the size of ``data`` and the SHA-256 of each of its parts: what ``file_digest`` returns."""
+    view = memoryview(data)
+    starts = range(0, len(view), _PART_BYTES)
+    return _combined(len(view), [hashlib.sha256(view[i : i + _PART_BYTES]).digest() for i in starts])
+
+
+def file_digest(path: Path) -> str:
+    """Return the ``digest`` of a file's content, the parts hashed side by side: it is most of a start from the cache.
+
+    Raises ``OSError``.
+    """
+    size = path.stat().st_size
+    digests = [b""] * -(-size // _PART_BYTES)
+    turns = itertools.count()
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while (i := next(turns)) < len(digests):
+                    digests[i] = _part_digest(file, i)
+        except Exception as error:
+            errors.append(error)
+
+    threads = []
+    for _ in range(min(len(digests), os.cpu_count() or 1, _MAX_THREADS) - 1):
+        thread = threading.Thread(target=work, name="pyllama-digest", daemon=True)
+        with suppress(RuntimeError):  # no more threads: those there are do it
+            thread.start()
+            threads.append(thread)
+    work()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return _combined(size, digests)
+
+
+def _part_digest(file: FileIO, i: int) -> bytes:
+    """Hash one part. Reading and hashing release the GIL."""
+    file.seek(i * _PART_BYTES)
+    part, left = hashlib.sha256(), _PART_BYTES
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while n := file.readinto(buffer[:left]):
+        part.update(buffer[:n])
+        left -= n
+    return part.digest()
+
+
+def _combined(size: int, digests: list[bytes]) -> str:
+    return hashlib.sha256(size.to_bytes(8, "little") + b"".join(digests)).hexdigest()
+
+
+def _wasmtime_version() -> str:
+    """Return wasmtime's version by the folder that its installation left beside it; all, where several lie there.
+
+    It only keeps the codes of several versions apart: wasmtime itself refuses what another version made.
+    """
+    folders = Path(wasmtime.__file__).parent.parent.glob("wasmtime-*.dist-info")
+    versions = sorted(folder.name.removeprefix("wasmtime-").removesuffix(".dist-info") for folder in folders)
+    if versions:
+        return " ".join(versions)
+    from importlib import metadata  # its import takes half as long as a whole start from the cache
+
+    return metadata.version("wasmtime")
 
 
 def _processor() -> tuple[str, ...]:
     """Name what the code generator looks at; a home folder may be shared by unlike machines."""
-    features = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            features = next((line for line in file if line.startswith(("flags", "Features"))), features)
-    except OSError:  # not Linux
-        pass
-    return platform.system(), platform.machine(), features
+    features = ""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        features = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    # platform.processor() may start a process.
+    return platform.system(), platform.machine(), features or platform.processor()
 
 
 class CodeCache:
     """A folder of machine code that only this user can write. Without one everything works, only slower to start.
 
-    A file is named ``KEY-DIGEST.cwasm`` by the SHA-256 of its content, and is used only while that holds.
+    A file is named ``KEY-DIGEST.cwasm`` by the digest of its content, and is used only while that holds.
     """
 
     def __init__(self) -> None:
@@ -65,8 +140,7 @@ class CodeCache:
         for file in self._files(key):
             try:
                 _require_ours(file, stat.S_ISREG)
-                digest = file.stem.partition("-")[2]
-                if _sha256(file) != digest:
+                if file_digest(file) != file.stem.partition("-")[2]:
                     raise OSError("its content does not match its name")
                 module = wasmtime.Module.deserialize_file(engine, str(file))
                 os.utime(file)
@@ -85,7 +159,7 @@ class CodeCache:
             try:
                 with os.fdopen(fd, "wb") as file:
                     file.write(code)
-                os.replace(temporary, self.folder / f"{key}-{hashlib.sha256(code).hexdigest()}.cwasm")
+                os.replace(temporary, self.folder / f"{key}-{digest(code)}.cwasm")
             except BaseException:
                 _remove(Path(temporary))
                 raise
@@ -113,14 +187,6 @@ def _require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
             raise OSError("it belongs to another user")
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise OSError("others can write to it")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -75,6 +75,34 @@ def func_sig(ty: wasmtime.FuncType) -> FuncSig | None:
     if "" in params + results or len(results) > 1:
         return None
     return FuncSig("".join(params), "".join(results))
+
+
+class FuncExports(Mapping[str, FuncSig]):
+    """The exported functions that a host call can carry, by name; a type is looked at when it is asked for first."""
+
+    def __init__(self, module: wasmtime.Module) -> None:
+        """Note the names. Usable from any thread."""
+        self._exports = {export.name: export for export in module.exports}
+        self._sigs: dict[str, FuncSig | None] = {}
+
+    def __getitem__(self, name: str) -> FuncSig:
+        """Return the type of an exported function; ``KeyError`` when there is none that can be called."""
+        try:
+            sig = self._sigs[name]
+        except KeyError:
+            ty = self._exports[name].type
+            sig = self._sigs[name] = func_sig(ty) if isinstance(ty, wasmtime.FuncType) else None
+        if sig is None:
+            raise KeyError(name)
+        return sig
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names."""
+        return (name for name in self._exports if name in self)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return sum(1 for _ in self)
 
 
 def set_max_stack(config: wasmtime.Config, size_bytes: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -15,7 +14,7 @@ import wasmtime
 
 from ..errors import HostError
 from . import ffi
-from .cache import CodeCache, cache_key
+from .cache import CodeCache, cache_key, digest, file_digest
 from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
 from .shared_memory import MAX_PAGES
 from .threads import MAX_WASM_STACK_BYTES
@@ -47,8 +46,6 @@ class CompiledModule:
     """The exported functions that can be called with plain numbers."""
     min_pages: int
     max_pages: int
-    sha256: str
-    """Of the wasm bytes."""
 
 
 def compile_module(wasm: bytes) -> CompiledModule:
@@ -58,7 +55,7 @@ def compile_module(wasm: bytes) -> CompiledModule:
         module = wasmtime.Module(engine, wasm)
     except wasmtime.WasmtimeError as error:
         raise HostError("compile the module", str(error)) from error
-    return _describe(engine, module, hashlib.sha256(wasm).hexdigest())
+    return _describe(engine, module)
 
 
 def load_module(path: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> CompiledModule:
@@ -126,33 +123,27 @@ class _Load:
 
     def _load(self) -> CompiledModule:
         self._stages.append("reading the module")
-        wasm = self._file.read_bytes()
-        sha256 = hashlib.sha256(wasm).hexdigest()
+        settings = {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES}
         engine = _wasmtime_engine()
         cache = CodeCache()
-        key = cache_key(sha256, {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES})
-        module = cache.load(engine, key)
+        module = cache.load(engine, cache_key(file_digest(self._file), settings))
         if module is not None:
             logger.debug("%s: machine code taken from %s", self._file.name, cache.folder)
-            return _describe(engine, module, sha256)
+            return _describe(engine, module)
+        wasm = self._file.read_bytes()
         self._stages.append("compiling the module (once, some seconds)")
         began = time.perf_counter()
         compiled = compile_module(wasm)
         logger.info("%s: compiled in %.1f s", self._file.name, time.perf_counter() - began)
         self._stages.append("saving the compiled module")
-        cache.save(key, compiled.module.serialize())
+        # The key is of what was compiled: the file may have been replaced since it was looked at first.
+        cache.save(cache_key(digest(wasm), settings), compiled.module.serialize())
         return compiled
 
 
-def _describe(engine: wasmtime.Engine, module: wasmtime.Module, sha256: str) -> CompiledModule:
+def _describe(engine: wasmtime.Engine, module: wasmtime.Module) -> CompiledModule:
     min_pages, max_pages = _check_imports(module)
-    exports: dict[str, ffi.FuncSig] = {}
-    for export in module.exports:
-        ty = export.type
-        sig = ffi.func_sig(ty) if isinstance(ty, wasmtime.FuncType) else None
-        if sig is not None:
-            exports[export.name] = sig
-    return CompiledModule(engine, module, exports, min_pages, max_pages, sha256)
+    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages)
 
 
 def _check_imports(module: wasmtime.Module) -> tuple[int, int]:

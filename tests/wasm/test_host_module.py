@@ -8,13 +8,15 @@ import stat
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import wasmtime
 
 from pyllama_wasm.errors import HostError
-from pyllama_wasm.host import Engine, load_module, module
+from pyllama_wasm.host import Engine, compile_module, load_module, module
+from pyllama_wasm.host import cache as code_cache
 from tests.wasm.guests import imports
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
@@ -93,6 +95,102 @@ def test_damaged_cache_entry_is_never_run_but_rebuilt(cache: Path, tmp_path: Pat
     assert load_afresh(path, stages) == 42
     assert is_compiled(stages)
     assert not is_compiled([]) and load_afresh(path) == 42
+
+
+@pytest.mark.parametrize("at", [0, 0.3, 0.6, 0.999])
+def test_damage_is_seen_in_every_part(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: float) -> None:
+    monkeypatch.setattr(code_cache, "_PART_BYTES", 3000)
+    path = wasm_file(tmp_path)
+    load_afresh(path)
+    (entry,) = cache.glob("*.cwasm")
+    code = bytearray(entry.read_bytes())
+    assert len(code) > 4 * 3000
+    code[int(at * len(code))] ^= 1
+    entry.write_bytes(code)
+    stages: list[str] = []
+    assert load_afresh(path, stages) == 42
+    assert is_compiled(stages)
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 300, 1234])
+def test_digest_of_a_file_is_the_one_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(code_cache, "_PART_BYTES", 100)
+    monkeypatch.setattr(code_cache, "_READ_BYTES", 70)  # a part ends within what is read at once
+    data = bytes(i * 7 % 251 for i in range(size))
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    digest = code_cache.file_digest(path)
+    assert digest == code_cache.digest(data) == code_cache.digest(bytearray(data))
+    others = [data + b"\0", data[:-1], data[100:] + data[:100], bytes([*data[:-1], 255])]
+    assert digest not in [code_cache.digest(other) for other in others if other != data]
+
+
+def test_digest_needs_no_further_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(code_cache, "_PART_BYTES", 100)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    path = tmp_path / "data"
+    path.write_bytes(bytes(1000))
+    assert code_cache.file_digest(path) == code_cache.digest(bytes(1000))
+    with pytest.raises(FileNotFoundError):
+        code_cache.file_digest(tmp_path / "missing")
+
+
+def test_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_file: object, i: int) -> bytes:
+        raise OSError(f"cannot read part {i}")
+
+    monkeypatch.setattr(code_cache, "_PART_BYTES", 100)
+    monkeypatch.setattr(code_cache, "_part_digest", fail)
+    path = tmp_path / "data"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(OSError, match="cannot read part"):
+        code_cache.file_digest(path)
+
+
+def test_module_replaced_during_the_load_is_cached_as_what_it_is(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = wasm_file(tmp_path, 42)
+    first = path.read_bytes()
+    load = code_cache.CodeCache.load
+
+    def replace(self: code_cache.CodeCache, engine: wasmtime.Engine, key: str) -> wasmtime.Module | None:
+        wasm_file(tmp_path, 43)
+        return load(self, engine, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(code_cache.CodeCache, "load", replace)
+        assert load_afresh(path) == 43
+    path.write_bytes(first)
+    assert load_afresh(path) == 42
+
+
+def test_version_of_wasmtime_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version("wasmtime")
+    assert code_cache._wasmtime_version() == version
+    key = code_cache.cache_key("digest", {})
+    monkeypatch.setattr(wasmtime, "__file__", str(tmp_path / "wasmtime" / "__init__.py"))
+    assert code_cache._wasmtime_version() == version  # packed differently
+    assert code_cache.cache_key("digest", {}) == key
+    (tmp_path / "wasmtime-49.0.0.dist-info").mkdir()
+    assert code_cache.cache_key("digest", {}) != key
+
+
+def test_exports_are_the_functions_that_take_and_return_numbers() -> None:
+    text = """(module (import "env" "memory" (memory 1 10 shared)) (export "memory" (memory 0))
+      (global (export "flag") i32 (i32.const 0))
+      (func (export "good") (param i32 i64 f32) (result f64) f64.const 0)
+      (func (export "two") (result i32 i32) i32.const 0 i32.const 0)
+      (func (export "nothing")))"""
+    exports = compile_module(bytes(wasmtime.wat2wasm(text))).exports
+    assert {name: str(sig) for name, sig in exports.items()} == {"good": "(i32, i64, f32) -> f64", "nothing": "()"}
+    assert len(exports) == 2
+    assert exports["good"] is exports["good"]
+    for name in ("memory", "flag", "two", "missing"):
+        assert name not in exports and exports.get(name) is None
 
 
 @posix
