@@ -15,6 +15,8 @@ __all__ = ["PREFIX", "final_path", "put_in_place", "replacing"]
 PREFIX = ".pyllama_wasm-"
 """How the names of files and folders in the making begin."""
 
+_PRIVATE, _ANYONE = 0o600, 0o666  # less the umask
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -34,15 +36,17 @@ def final_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[tuple[int, Path]]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[tuple[int, Path]]:
     """Make a new file, and let it take the place of ``path`` when the block ends; when it raises nothing is left.
 
-    Gives its descriptor, open for reading and writing until then, and its path. Raises ``OSError``, and ``ValueError``
-    for a path with a zero character in it.
+    Gives its descriptor, open for reading and writing until then, and its path. The file ends with the mode of the one
+    it replaces; where there is none it is as open as the umask has it, or its owner's alone if it is ``private``.
+    Raises ``OSError``, and ``ValueError`` for a path with a zero character in it.
     """
     target = final_path(path)
     temporary = target.with_name(f"{PREFIX}{secrets.token_hex(8)}.tmp")
-    fd = os.open(temporary, _FLAGS, 0o666)
+    # Nobody may read the content meanwhile who may not read the file that it replaces.
+    fd = os.open(temporary, _FLAGS, _PRIVATE if private or target.exists() else _ANYONE)
     try:
         try:
             yield fd, temporary

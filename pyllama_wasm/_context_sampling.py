@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ._context_outputs import ContextOutputs, Floats
 from ._sampler_offload import OPERATION, attach_to, check_attachable, give_back, offloaded
-from .errors import RequestError, UnsupportedModelError
+from .errors import PyllamaError, RequestError, UnsupportedModelError
 from .memory import check_seq
 
 if TYPE_CHECKING:
@@ -196,4 +196,5 @@ class ContextSampling(ContextOutputs):
             if self.model.is_closed or self.model.engine.is_dead:
                 sampler._attachment = None
             else:
-                give_back(sampler)
+                with suppress(PyllamaError):  # no memory for it: the chain's next use tries again
+                    give_back(sampler)

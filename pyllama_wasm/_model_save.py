@@ -29,9 +29,9 @@ def save_model(model: LoadedModel, path: str | os.PathLike[str]) -> None:
     architecture = model.metadata.get("general.architecture", "")
     if architecture in _UNSUPPORTED:
         raise UnsupportedModelError(operation, f"llama.cpp cannot write models of the architecture {architecture}")
-    if not target.name or target.is_dir():
-        raise ModelFileError(operation, "it is a folder", "give the path of the file")
     try:
+        if not target.name or target.is_dir():
+            raise ModelFileError(operation, "it is a folder", "give the path of the file")
         with replacing(target) as (fd, temporary):
             _write(model, fd, target.name, operation)
             _check(model, temporary, operation)

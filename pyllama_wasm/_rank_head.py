@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UnsupportedModelError
+from .text import parse_count
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
@@ -28,7 +29,8 @@ def check_pooling(model: LoadedModel, asked: str, computes: bool, operation: str
     ``asked`` is a pooling type of ``ContextParams``, ``computes`` whether embeddings are wanted.
     """
     kind = model._meta(f"{model._meta('general.architecture')}.pooling_type")
-    if asked == "unspecified" and kind.isdigit() and _N_POOLINGS <= int(kind) < _UNSPECIFIED:
+    number = parse_count(kind)
+    if asked == "unspecified" and number is not None and _N_POOLINGS <= number < _UNSPECIFIED:
         raise UnsupportedModelError(operation, f"its pooling type {kind} is unknown", "name a pooling_type")
     if computes and (asked == "rank" or (asked == "unspecified" and kind == str(_RANK))):
         check_rank_head(model, operation)

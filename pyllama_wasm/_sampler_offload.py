@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ._sampler_parts import Leaf, Parts, accept_token, apply_each, nothing_chosen, shape
 from .candidates import CANDIDATE, Candidates
-from .errors import RequestError
+from .errors import GuestDiedError, RequestError
 
 if TYPE_CHECKING:
     from .context import Context
@@ -35,7 +37,7 @@ _OFFLOADABLE = frozenset({"greedy", "dist", "top_k", "top_p", "min_p", "temp", "
 class Attachment(NamedTuple):
     """Where a chain is used: a context, which may be gone without having been closed, and one of its sequences."""
 
-    context: weakref.ReferenceType[Context]
+    context: Callable[[], Context | None]
     seq_id: int
 
     @property
@@ -43,6 +45,10 @@ class Attachment(NamedTuple):
         """Whether the context may still compute with the chain."""
         context = self.context()
         return context is not None and not context.is_closed
+
+
+_NOWHERE = Attachment(lambda: None, -1)
+"""Of a chain that no context uses any more, and that is still to be given back."""
 
 
 class Attachable:
@@ -60,7 +66,7 @@ class Attachable:
         if self.is_attached:
             hint = "take it out with set_sampler(seq_id, None), or close the context"
             raise RequestError(operation, "the sampler is set in a context", hint)
-        if self._attachment is not None:  # the context was dropped without being closed
+        if self._attachment is not None:  # the context was dropped without being closed, or giving back has failed
             give_back(self)  # type: ignore[arg-type]
 
 
@@ -127,24 +133,43 @@ def give_back(chain: Sampler) -> None:
 
     llama.cpp's chain skips what it once gave away and must not be given away again, and its samplers neither. So those
     are replaced by clones; the others, which may be written in Python and have no clone, are moved over.
+    When that fails, for want of memory, all samplers stay where they are, and the chain's next use tries it again.
     """
     native, parts = chain._native, chain._parts
     chain._attachment = None
     if not parts.ptr:
         return
-    n_given = _n_prefix(native, parts, "+?", "-")
-    rest: list[int] = []
-    while int(native.llama_sampler_chain_n(parts.ptr)) > n_given:
-        rest.append(int(native.llama_sampler_chain_remove(parts.ptr, n_given)))
-    fresh = int(native.llama_sampler_clone(parts.ptr))
-    for ptr in rest:
-        native.llama_sampler_chain_add(fresh, ptr)
+    chain._attachment = _NOWHERE
+    fresh = _renewed(native, parts)
     native.llama_sampler_free(parts.ptr)
-    parts.ptr = fresh
+    chain._attachment, parts.ptr = None, fresh
     for i, leaf in enumerate(parts.leaves):
         leaf.ptr = int(native.llama_sampler_chain_get(fresh, i))
     for child, leaf in zip(getattr(chain, "_children", ()), parts.leaves, strict=False):
         child._parts.ptr = leaf.ptr
+
+
+def _renewed(native: Native, parts: Parts) -> int:
+    """Return a chain with clones of what a context was given, to which the rest was moved."""
+    n_given = _n_prefix(native, parts, "+?", "-")
+    rest: list[int] = []
+    fresh = 0
+    try:
+        while int(native.llama_sampler_chain_n(parts.ptr)) > n_given:
+            rest.append(int(native.llama_sampler_chain_remove(parts.ptr, n_given)))
+        fresh = int(native.llama_sampler_clone(parts.ptr))
+        for ptr in rest:
+            native.llama_sampler_chain_add(fresh, ptr)
+    except BaseException:
+        with suppress(GuestDiedError):  # the first error tells why
+            while fresh and int(native.llama_sampler_chain_n(fresh)) > n_given:
+                native.llama_sampler_chain_remove(fresh, n_given)
+            for ptr in rest:  # for which the old chain still has the room
+                native.llama_sampler_chain_add(parts.ptr, ptr)
+            if fresh:
+                native.llama_sampler_free(fresh)
+        raise
+    return fresh
 
 
 def offloaded(native: Native, parts: Parts) -> int:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._fork_locks import renew_after_fork
 from ._rank_head import check_rank_head
 from .batch import Batch
 from .context import Context
 from .errors import CancelledError, ContextFullError, RequestError, UnsupportedModelError
 from .params import ContextParams
+from .text import parse_count
 from .types import Usage
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class Embedder:
         """Start without contexts; nothing is computed."""
         self._model = model
         self._lock = threading.RLock()  # making a context may release the others
+        renew_after_fork(self, _lock=threading.RLock)
         self._contexts: dict[str, Context] = {}
         self._n_cancels = 0
         self._has_head = False
@@ -168,8 +171,8 @@ class Embedder:
 
     def _own_pooling(self) -> str:
         metadata = self._model.metadata
-        number = metadata.get(f"{metadata.get('general.architecture', '')}.pooling_type", "")
-        return _POOLINGS[int(number)] if number.isdigit() and int(number) < len(_POOLINGS) else ""
+        number = parse_count(metadata.get(f"{metadata.get('general.architecture', '')}.pooling_type", ""))
+        return _POOLINGS[number] if number is not None and number < len(_POOLINGS) else ""
 
     def _check_classifier(self) -> None:
         """Raise for a model without a head to rank with: the guest would take parts of the embedding for scores."""

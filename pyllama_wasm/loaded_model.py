@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _abi
 from ._diagnose import explain_load_failure
+from ._fork_locks import renew_after_fork
 from ._guest_log import RecentLog
 from ._memory_probe import ModelShape
 from ._model_save import save_model
@@ -27,6 +28,7 @@ from .native import Native
 from .native.structs import Struct
 from .params import ContextParams, ModelParams
 from .source import ModelSource, Source
+from .text import parse_count
 from .threadpool import Threadpool, usable_cpus
 from .vocab import Vocab
 
@@ -47,6 +49,12 @@ _ROPE_TYPES = {
     _abi.LLAMA_ROPE_TYPE_IMROPE: "imrope",
     _abi.LLAMA_ROPE_TYPE_VISION: "vision",
 }
+
+# Architectures that compute embeddings only. llama.cpp counts most of them as decoders.
+_NO_LOGITS = frozenset({
+    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
+    "gemma-embedding", "gemma-embedding2", "t5encoder", "clef", "wavtokenizer-dec",
+})  # fmt: skip
 
 _MAX_CLS_OUT = 4096
 """A hostile file may claim any number of classifier outputs."""
@@ -158,8 +166,12 @@ class LoadedModel:
         began = perf_counter()
         self.params = params or ModelParams()
         self.context_params = context_params or ContextParams()
-        self._is_closed = self._is_cancellable = False
+        self._is_closed = False
         self._close_lock = threading.Lock()
+        # What runs now and may be cancelled. Its end waits for the lock: ``cancel`` hits nothing that comes after.
+        self._cancellable = ""
+        self._cancel_lock = threading.RLock()
+        renew_after_fork(self, _cancel_lock=threading.RLock, _close_lock=threading.Lock)
         self._trash: deque[Callable[[], None]] = deque()
         self._metadata: dict[str, str] | None = None
         self._threads: Threadpool | None = None
@@ -181,7 +193,7 @@ class LoadedModel:
         """Start the sandbox and load ``source``; close both again when that fails."""
         if self.params.kv_overrides:
             check_overrides(source.header(), self.params.kv_overrides, source.operation)
-        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load)
+        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load, blas=self.params.blas)
         self.engine.name = self.path.name
         try:
             self.native = Native(self.engine)
@@ -249,9 +261,7 @@ class LoadedModel:
 
     def cancel(self) -> None:
         """End the decode of this model that is running now, from any thread: it raises ``CancelledError``."""
-        # Not whatever runs: what does not end by itself in time is stopped, and that ends the model.
-        if self._is_cancellable:
-            self.engine.cancel()
+        self._cancel_running(None)
 
     def close(self) -> None:
         """End running calls, free the sandbox and all its memory. Doing it twice is fine."""
@@ -286,15 +296,31 @@ class LoadedModel:
 
     def _run_cancellable(self, job: Callable[[], T], operation: str) -> T:
         """Run ``job`` as ``_run`` does; ``cancel`` may end it while it runs."""
+        return self._run(self._marked(job, operation), operation)
 
+    def _post_cancellable(self, job: Callable[[], None], operation: str) -> None:
+        """Have ``job`` run on the engine thread, with nobody waiting for it; ``cancel`` may end it while it runs."""
+        self._check_open(operation)
+        self.engine.post(self._marked(job, operation), operation)
+
+    def _marked(self, job: Callable[[], T], operation: str) -> Callable[[], T]:
         def marked() -> T:
-            self._is_cancellable = True
+            with self._cancel_lock:
+                outer, self._cancellable = self._cancellable, operation
             try:
                 return job()
             finally:
-                self._is_cancellable = False
+                with self._cancel_lock:
+                    self._cancellable = outer
 
-        return self._run(marked, operation)
+        return marked
+
+    def _cancel_running(self, operation: str | None) -> None:
+        """End what runs if it may be cancelled, and is ``operation`` unless that is ``None``."""
+        # Not whatever runs: what does not end by itself in time is stopped, and that ends the model.
+        with self._cancel_lock:
+            if self._cancellable and operation in (None, self._cancellable):
+                self.engine.cancel()
 
     def _discard(self, free: Callable[[], None] | None) -> None:
         """Have guest objects freed later; safe in any thread and during garbage collection."""
@@ -325,7 +351,7 @@ class LoadedModel:
                 failures.append(error)
                 return False
 
-        guest_paths = source.grant(self.engine)
+        guest_paths = self._guest_paths = source.grant(self.engine)
         mark = self.guest_log.mark()
         cause: PyllamaError | None = None
         try:
@@ -374,6 +400,7 @@ class LoadedModel:
             setattr(self, name, int(getattr(native, f"llama_model_{name}")(ptr)))
         for name in ("has_encoder", "has_decoder", "is_recurrent", "is_hybrid", "is_diffusion"):
             setattr(self, name, bool(getattr(native, f"llama_model_{name}")(ptr)))
+        self._computes_logits = self._meta("general.architecture") not in _NO_LOGITS
         # Without its tensors the model knows no attention heads: the guest would read an empty table.
         has_layers = not self.params.vocab_only
         self.n_head = int(native.llama_model_n_head(ptr)) if has_layers else 0
@@ -399,8 +426,8 @@ class LoadedModel:
         architecture = self._meta("general.architecture")
 
         def size(key: str, default: int) -> int:
-            text = self._meta(f"{architecture}.{key}")
-            return int(text) if text.isdigit() else default
+            found = parse_count(self._meta(f"{architecture}.{key}"))
+            return default if found is None else found
 
         head = self.n_embd // max(self.n_head, 1)
         n_embd_k = self.n_head_kv * size("attention.key_length", head)

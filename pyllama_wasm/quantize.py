@@ -151,12 +151,17 @@ class _Quantization:
     def _check_files(self) -> None:
         if self.params.dry_run:
             return
-        for part in self.parts:
-            if any(path.exists() and path.samefile(part) for path in self._paths()):
-                raise RequestError(self.operation, "source and target are the same file", "give another target")
-        if self.dst.is_dir():
+        try:
+            is_same = any(path.exists() and path.samefile(part) for part in self.parts for path in self._paths())
+            is_folder, has_parent = self.dst.is_dir(), self.dst.parent.is_dir()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ModelFileError(f"write {self.dst.name}", reason) from error
+        if is_same:
+            raise RequestError(self.operation, "source and target are the same file", "give another target")
+        if is_folder:
             raise ModelFileError(self.operation, f"{self.dst} is a folder", "give the path of the file to write")
-        if not self.dst.parent.is_dir():
+        if not has_parent:
             raise ModelFileError(self.operation, f"there is no folder {self.dst.parent}")
 
     def _check_model(self) -> None:

@@ -303,7 +303,7 @@ def _write(file: File, data: bytes) -> None:
         return
     path = Path(file)
     try:
-        with replacing(path) as (fd, _), open(fd, "wb", closefd=False) as opened:
+        with replacing(path, private=True) as (fd, _), open(fd, "wb", closefd=False) as opened:
             opened.write(data)
     except (OSError, ValueError) as error:
         raise RequestError(_SAVE, f"{path} cannot be written: {error}") from error

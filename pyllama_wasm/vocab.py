@@ -33,7 +33,10 @@ _ATTRIBUTES = _named("LLAMA_TOKEN_ATTR_")
 
 
 class Vocab:
-    """Text to tokens and back. Made by ``Model``; usable until the model is closed, from any thread."""
+    """Text to tokens and back. Made by ``Model``; usable until the model is closed, from any thread.
+
+    Where ``type`` is ``none`` tokens are numbers without a text: what needs one raises ``RequestError``.
+    """
 
     n_tokens: int
     """How many tokens there are; ids run from 0 to ``n_tokens - 1``."""
@@ -110,6 +113,7 @@ class Vocab:
         ``add_special`` adds the beginning and end tokens the model is configured for; ``parse_special`` turns
         ``<|im_start|>`` and the like into the tokens they name, where they would otherwise be plain text.
         """
+        self._check_present("tokenize")
         data = _encode(text)
         return self._run(lambda: self._tokenize(data, add_special, parse_special), "tokenize")
 
@@ -118,6 +122,7 @@ class Vocab:
 
         ``remove_special`` drops beginning and end tokens; ``unparse_special`` renders special tokens.
         """
+        self._check_present("detokenize")
         ids = np.asarray([self._check(token, "detokenize") for token in tokens], "<i4")
         if not ids.size:
             return ""
@@ -130,7 +135,7 @@ class Vocab:
 
         A special token is empty unless ``special``.
         """
-        self._check(token, "token to piece")
+        self._check_known(token, "token to piece")
         key = (int(token), special)
         if key not in self._pieces:
             self._run(lambda: self._load_piece(*key), "token to piece")
@@ -186,10 +191,14 @@ class Vocab:
         return int(token)
 
     def _check_known(self, token: int, operation: str) -> None:
-        """Do as ``_check``, and raise where there are numbers of tokens only: the guest would assert."""
+        """Do as ``_check_present`` and ``_check``."""
+        self._check_present(operation)
+        self._check(token, operation)
+
+    def _check_present(self, operation: str) -> None:
+        """Raise ``RequestError`` where tokens are numbers without a text: the guest would assert."""
         if self.type == "none":
             raise RequestError(operation, "the model has no vocabulary")
-        self._check(token, operation)
 
     def _step_piece(self, token: int) -> tuple[bytes, bool]:
         """Return bytes and end-of-generation flag of a sampled token; on the engine thread, cached."""

@@ -151,6 +151,41 @@ def test_what_the_chain_accepted_counts(tiny: pw.Model) -> None:
     chain.close()
 
 
+@pytest.mark.parametrize("failing", ["llama_sampler_clone", "llama_sampler_chain_add"])
+@pytest.mark.parametrize("ends", [True, False], ids=["context closed", "taken out"])
+def test_a_chain_loses_nothing_when_there_is_no_memory_to_give_it_back(
+    tiny: pw.Model, context: pw.Context, monkeypatch: pytest.MonkeyPatch, failing: str, ends: bool
+) -> None:
+    def worst(candidates: pw.Candidates) -> None:
+        candidates.selected = int(np.argmin(candidates.logit))
+
+    chain = chain_of(tiny, pw.Sampler.top_k(tiny, 4), pw.Sampler.temp(tiny, 0.5), pw.Sampler.custom(tiny, worst))
+    assert context.set_sampler(0, chain) == 2
+    decode(context)
+    works, n_calls = getattr(tiny.native, failing), 0
+
+    def fails_once(*args: object) -> object:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            raise pw.OutOfMemoryError("give back a chain", "planted")
+        return works(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.native, failing, fails_once)
+        if ends:
+            context.close()
+        else:
+            with pytest.raises(pw.OutOfMemoryError, match="planted"):
+                context.set_sampler(0, None)
+        assert n_calls >= 1 and not chain.is_attached
+        assert len(chain) == 3
+        found = chain.apply(np.arange(9.0))  # which gives it back
+    assert n_calls > 1 and chain.names[:2] == ("top-k", "temp")
+    assert sorted(found.logit) == [10.0, 12.0, 14.0, 16.0] and found.token == 5
+    chain.close()
+
+
 def test_a_dropped_context_gives_the_chain_back(tiny: pw.Model, chain: pw.SamplerChain) -> None:
     context = tiny.context(n_ctx=256, n_outputs_max_per_seq=1, samplers={0: chain})
     decode(context)

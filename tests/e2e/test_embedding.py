@@ -131,7 +131,7 @@ def test_a_model_that_only_embeds_does_not_generate(tmp_path: Path, monkeypatch:
             lambda: model.chat(chat, max_tokens=3),
             lambda: next(model.chat(chat, stream=True, max_tokens=3)),
         ):
-            with pytest.raises(pw.UnsupportedModelError, match="generate: .* token by token .*use embed"):
+            with pytest.raises(pw.UnsupportedModelError, match=r"generate: .* token by token .*use embed"):
                 call()
         # The same for an architecture that is not known for it, but has no memory.
         monkeypatch.setattr(model, "_computes_logits", True)
@@ -146,8 +146,10 @@ def test_few_outputs_are_a_limit_and_not_the_end(tmp_path: Path) -> None:
     for pos in range(3):
         batch.add(5 + pos, pos, [0], True)
     with pw.Model(write_bert(tmp_path / "bert.gguf"), n_threads=1) as model:
-        for params in ({"n_outputs_max": 1}, {"n_outputs_max": 2, "n_outputs_max_per_seq": 1, "n_seq_max": 2}):
-            with model.context(n_ctx=64, **params) as context:
+        one = pw.ContextParams(n_ctx=64, n_outputs_max=1)
+        two = pw.ContextParams(n_ctx=64, n_outputs_max=2, n_outputs_max_per_seq=1, n_seq_max=2)
+        for params in (one, two):
+            with model.context(params) as context:
                 for compute in (context.decode, context.encode):
                     with pytest.raises(pw.RequestError, match="outputs of 3 tokens exceed n_outputs_max"):
                         compute(batch)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 
 import pyllama_wasm as pw
@@ -234,8 +236,7 @@ def test_vocabulary_tells_what_its_tokens_are(tiny: pw.Model, model: pw.Model) -
                 call(token)  # type: ignore[arg-type]
 
 
-def test_a_model_without_vocabulary_is_asked_for_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "none.gguf"
+def write_without_vocabulary(path: Path) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in {
         "context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32, "vocab_size": 40,
@@ -244,12 +245,49 @@ def test_a_model_without_vocabulary_is_asked_for_nothing(tmp_path: Path) -> None
         writer.add_uint32(f"llama.{key}", value)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("no_vocab")
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (40, 32), "output_norm": (32,), "output": (40, 32)}
+    shapes |= {f"blk.0.{name}": (32, 32) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+    shapes |= {f"blk.0.ffn_{name}": (32, 32) for name in ("gate", "up", "down")}
+    shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.full(shape, 0.1, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
-    with pw.Model(path, params=pw.ModelParams(vocab_only=True), n_threads=1) as model:
-        assert model.vocab.type == "none"
-        for name in ("text", "score", "attributes", "is_control"):
-            with pytest.raises(pw.RequestError, match=r"has no vocabulary|is not an integer"):
-                getattr(model.vocab, name)(1)
+    return path
+
+
+def test_a_model_without_vocabulary_is_asked_for_nothing(tmp_path: Path) -> None:
+    with pw.Model(write_without_vocabulary(tmp_path / "none.gguf"), n_threads=1) as model:
+        vocab = model.vocab
+        assert (vocab.type, vocab.n_tokens) == ("none", 40)
+        calls: list[Callable[[], object]] = [
+            *(partial(getattr(vocab, name), 1) for name in ("text", "score", "attributes", "is_control")),
+            lambda: vocab.token_to_piece(1),
+            lambda: vocab.tokenize("a"),
+            lambda: vocab.tokenize(""),
+            lambda: vocab.detokenize([1, 2]),
+            lambda: vocab.detokenize([]),
+            lambda: model.generate([1, 2], max_tokens=1),
+            lambda: model.generate("a", max_tokens=1),
+            lambda: next(iter(model.stream([1, 2], max_tokens=1))),
+            lambda: model.generate_many([[1, 2]], max_tokens=1),
+            lambda: model.chat([{"role": "user", "content": "a"}], max_tokens=1),
+            lambda: model.embed("a"),
+            lambda: pw.Sampler.grammar(model, 'root ::= "a"'),
+            lambda: pw.Sampler.grammar_lazy_patterns(model, 'root ::= "a"', ["a"]),
+        ]
+        for call in calls:
+            with pytest.raises(pw.RequestError, match="has no vocabulary"):
+                call()
         assert not model.is_closed and not model.engine.is_dead
+        # what takes numbers of tokens and gives numbers works
+        assert not vocab.is_eog(1) and vocab.eog_tokens() == ()
+        assert model.embed([1, 2]).shape == (32,)
+        with model.context(n_ctx=256) as context:
+            batch = pw.Batch(2)
+            batch.add_sequence([1, 2])
+            context.decode(batch)
+            with pw.Sampler(model, pw.SamplingParams(temperature=0, dry_multiplier=1.0)) as chain:
+                assert 0 <= chain.sample(context) < 40

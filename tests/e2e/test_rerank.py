@@ -11,7 +11,7 @@ import pytest
 import pyllama_wasm as pw
 
 from ..embedding_models import write_reranker
-from ..tiny_models import N_EMBD, write_bert
+from ..tiny_models import N_EMBD, N_FF, Writer, write_bert
 
 DOCUMENTS = ["Berlin is the capital of Germany.", "Paris is the capital of France.", "Bananas are yellow."]
 
@@ -122,6 +122,26 @@ def test_a_head_of_another_width_is_refused_when_loading(tmp_path: Path, width: 
     path = write_ranker(tmp_path / "wide.gguf", {"cls.output.weight": (width, N_EMBD), "cls.output.bias": (width,)})
     with pytest.raises(pw.ModelFormatError, match=r"cls\.output\.weight"):
         pw.Model(path)
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "\u0664", "9" * 5000], ids=["superscript", "arabic", "long"])
+def test_numbers_that_are_strings_of_odd_digits_count_for_nothing(tmp_path: Path, text: str) -> None:
+    writer = Writer(tmp_path / "odd.gguf", "llama", n_layer=1)
+    writer.gguf.add_layer_norm_rms_eps(1e-5)
+    writer.gguf.add_string("llama.attention.kv_lora_rank", text)  # which llama.cpp reads of other architectures only
+    writer.add("token_embd.weight", writer.n_vocab, N_EMBD)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        writer.add(f"blk.0.{name}.weight", N_EMBD, N_EMBD)
+    for name, shape in {"gate": (N_FF, N_EMBD), "up": (N_FF, N_EMBD), "down": (N_EMBD, N_FF)}.items():
+        writer.add(f"blk.0.ffn_{name}.weight", *shape)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add(f"{name}.weight", N_EMBD)
+    with pw.Model(writer.close(), n_threads=1) as model:
+        assert len(model.generate([1, 40], max_tokens=1).tokens) == 1
+        assert model.embed("a").shape == (N_EMBD,)
+        with pytest.raises(pw.UnsupportedModelError, match="not made for ranking"):
+            model.rerank("a", ["b"])
+        model.context(n_ctx=256, embeddings=True).close()
 
 
 def test_an_unknown_pooling_type_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -47,6 +48,14 @@ def test_mode_and_link_of_what_stood_there_stay(writers: dict[str, Save], tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["state", "sequence", "model", "quantize"])
+def test_a_new_state_is_the_owners_and_a_new_model_anyones(writers: dict[str, Save], tmp_path: Path, kind: str) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    writers[kind](tmp_path / "new")
+    mode = stat.S_IMODE((tmp_path / "plain").stat().st_mode) if kind in ("model", "quantize") else 0o600
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("kind", ["state", "sequence", "model", "quantize"])
 def test_what_is_no_file_is_not_replaced(writers: dict[str, Save], tmp_path: Path, kind: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises((pw.RequestError, pw.ModelFileError), match="not a regular file"):
@@ -54,10 +63,28 @@ def test_what_is_no_file_is_not_replaced(writers: dict[str, Save], tmp_path: Pat
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("kind", ["state", "sequence", "model"])
+@pytest.mark.parametrize("kind", ["state", "sequence", "model", "quantize"])
 def test_a_name_that_cannot_be_is_a_typed_error(writers: dict[str, Save], tmp_path: Path, kind: str) -> None:
-    with pytest.raises((pw.RequestError, pw.ModelFileError), match="null"):
-        writers[kind](tmp_path / "a\0b")
+    for name, reason in (("a\0b", "null"), ("x" * 300, "name too long"), ("x" * 300 + "/a", "name too long")):
+        with pytest.raises((pw.RequestError, pw.ModelFileError), match=f"(?i){reason}"):
+            writers[kind](tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["state", "sequence", "model", "quantize"])
+def test_a_folder_that_cannot_be_looked_into_is_a_typed_error(
+    writers: dict[str, Save], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    stat_of = Path.stat
+
+    def refused(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if self.name == "hidden":  # root may look into any folder
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat_of(self, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises((pw.RequestError, pw.ModelFileError), match="Permission denied"):
+        writers[kind](tmp_path / "hidden")
 
 
 def test_a_full_disk_leaves_what_stood_there(tiny_path: Path, tmp_path: Path) -> None:

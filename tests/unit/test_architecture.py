@@ -26,28 +26,36 @@ LAYERS = {
     "gguf": 0,
     "imatrix": 0,
     "quantize_params": 0,
+    "_json_log": 0,
     "logs": 0,
     "slots": 0,
     "text": 0,
     "host": 1,
     "_abi": 2,
     "native": 2,
+    "_atomic_file": 0,
+    "_fork_locks": 0,
     "_batch_check": 3,
     "_context_outputs": 3,
+    "_context_sampling": 3,
     "_context_setup": 3,
     "_diagnose": 3,
     "_guest_batch": 3,
     "_guest_log": 3,
+    "_guest_step": 3,
+    "_limits": 3,
     "_lora_check": 3,
     "_memory_probe": 3,
     "_logits_processors": 3,
     "_sampler_makers": 3,
+    "_sampler_offload": 3,
     "_sampler_parts": 3,
     "_model_save": 3,
     "estimate": 3,
     "_model_struct": 3,
     "source": 3,
     "_quantize_struct": 3,
+    "_rank_head": 3,
     "embedding": 3,
     "quantize": 3,
     "_state_format": 3,
@@ -67,17 +75,18 @@ LAYERS = {
     "scheduler": 0,
     "threadpool": 3,
     "vocab": 3,
+    "measure": 4,
     "runtime": 4,
     "cli": 5,
     "__main__": 5,
 }
-PUBLIC_MODULES = frozenset({"gguf", "runtime"})  # what users may import besides the facade
+PUBLIC_MODULES = frozenset({"gguf", "measure", "runtime"})  # what users may import besides the facade
 FACADE = "__init__"  # re-exports every layer; only the top layer may import it
 TOP = 5
 HOST_ONLY = frozenset({"wasmtime", "ctypes"})
 GENERATED = frozenset({"_abi"})
 
-GIVEN_SIGNATURES = frozenset({"path_open"})  # WASI's own parameters, one Python parameter each
+GIVEN_SIGNATURES = frozenset({"path_open", "sgemm"})  # WASI's and BLAS's own parameters, one Python parameter each
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

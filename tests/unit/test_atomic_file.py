@@ -99,6 +99,22 @@ def test_a_new_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
 
 
 @posix
+def test_a_private_file_is_private_while_it_is_written(tmp_path: Path) -> None:
+    path, umask = tmp_path / "file", os.umask(0)
+    try:
+        for mode in (None, 0o600, 0o664):  # with no file there, and with one
+            if mode is not None:
+                path.write_bytes(b"old")
+                path.chmod(mode)
+            for private in (False, True) if mode else (True,):
+                with replacing(path, private=private) as (fd, temporary):
+                    assert stat.S_IMODE(os.fstat(fd).st_mode) == stat.S_IMODE(temporary.stat().st_mode) == 0o600
+                assert stat.S_IMODE(path.stat().st_mode) == (mode or 0o600)
+    finally:
+        os.umask(umask)
+
+
+@posix
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     folder, link = tmp_path / "folder", tmp_path / "link"
     folder.mkdir()

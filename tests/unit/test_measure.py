@@ -131,7 +131,7 @@ def test_a_program_that_dies_is_an_error_that_says_how() -> None:
     with pytest.raises(pw.HostError, match="exit code 0"):
         measure.run([*python, "print('no figures')"], "try")
     fault = """import json; print(json.dumps({"error": ["MemoryFault", ["read", "out of bounds", ""]]}))"""
-    with pytest.raises(pw.HostError, match="^read: out of bounds$"):  # a class that users do not see
+    with pytest.raises(pw.HostError, match=r"^read: out of bounds$"):  # a class that users do not see
         measure.run([*python, fault], "try")
     with pytest.raises(pw.HostError, match="cannot be started"):
         measure.run(["/nowhere/at/all"], "try")

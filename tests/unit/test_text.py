@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllama_wasm import RequestError
-from pyllama_wasm.text import StopMatcher, TextAssembler, Utf8Decoder, check_stops
+from pyllama_wasm.text import StopMatcher, TextAssembler, Utf8Decoder, check_stops, parse_count
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -102,3 +102,9 @@ def test_empty_or_foreign_stops_are_refused(bad: object) -> None:
 def test_one_stop_string_is_a_list_of_one() -> None:
     assert check_stops("ab") == ("ab",)
     assert check_stops(None) == ()
+
+
+def test_a_count_is_ascii_digits_of_a_sane_number() -> None:
+    assert [parse_count(text) for text in ("0", "007", "4294967295", str(2**64 - 1))] == [0, 7, 2**32 - 1, 2**64 - 1]
+    for text in ("", "-1", "+1", "1.0", " 1", "1_0", "\u00b2", "\u0664", "9" * 21, "9" * 5000, "[1, 2]", "true"):
+        assert parse_count(text) is None
