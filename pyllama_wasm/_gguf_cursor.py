@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from .errors import ModelFileError, ModelFormatError
+from .errors import ModelFileError, ModelFormatError, reason_of
 
 __all__ = ["SCALARS", "STRING", "Cursor", "Data", "Scalar", "check_magic", "open_data", "read_items", "read_magic"]
 
@@ -88,7 +88,7 @@ class Cursor:
         try:
             self._buffer = rest + self._read_at(self._start + len(rest), max(n - len(rest), _CHUNK))
         except OSError as error:
-            raise ModelFileError(self.operation, error.strerror or str(error)) from error
+            raise ModelFileError(self.operation, reason_of(error)) from error
         if len(self._buffer) < n:
             raise self.fail(f"{what} ends beyond the file", "truncated download?")
 
@@ -193,7 +193,7 @@ def open_data(data: Data, operation: str) -> Iterator[tuple[ReadAt, int]]:
         try:
             info = os.fstat(fd)
         except OSError as error:
-            raise ModelFileError(operation, error.strerror or str(error)) from error
+            raise ModelFileError(operation, reason_of(error)) from error
         if not stat.S_ISREG(info.st_mode):
             raise ModelFileError(operation, "it is not a regular file", "give the path of a GGUF file")
         yield lambda offset, n: _read_at(fd, offset, n), info.st_size
@@ -208,8 +208,7 @@ def _open(path: Path, operation: str) -> int:
         # Not blocking: opening a FIFO would otherwise wait for a writer.
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ModelFileError(operation, reason or str(error), "check the path") from error
+        raise ModelFileError(operation, reason_of(error), "check the path") from error
 
 
 def _read_at(fd: int, offset: int, n: int) -> bytes:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import HostError
+from .errors import HostError, reason_of
 from .logs import JsonFormatter
 
 if sys.platform != "win32":
@@ -34,7 +34,7 @@ class JsonFileHandler(logging.handlers.RotatingFileHandler):
                 raise OSError(None, "it is not a regular file")
             super().__init__(path, maxBytes=max_bytes, backupCount=backup_count)
         except OSError as error:
-            raise HostError(f"open the log file {path}", error.strerror or str(error)) from error
+            raise HostError(f"open the log file {path}", reason_of(error)) from error
         self.setFormatter(JsonFormatter())
 
     def _open(self) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._atomic_file import replacing
-from .errors import ModelFileError, PyllamaError, RequestError, UnsupportedModelError
+from .errors import ModelFileError, PyllamaError, RequestError, UnsupportedModelError, reason_of
 from .gguf import GGUFReader
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def save_model(model: LoadedModel, path: str | os.PathLike[str]) -> None:
     except PyllamaError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
-        raise ModelFileError(operation, getattr(error, "strerror", None) or str(error)) from error
+        raise ModelFileError(operation, reason_of(error)) from error
 
 
 def _write(model: LoadedModel, fd: int, name: str, operation: str) -> None:

@@ -21,6 +21,7 @@ from .errors import (
     OutOfMemoryError,
     RequestError,
     UnsupportedModelError,
+    reason_of,
 )
 from .gguf import GGUFReader, GGUFTensor
 from .source import ModelSource, Source
@@ -230,7 +231,7 @@ def _read_row(path: str | os.PathLike[str], tensor: GGUFTensor, operation: str) 
             file.seek(tensor.offset)
             data = file.read(tensor.n_bytes)
     except OSError as error:
-        raise ModelFileError(operation, error.strerror or str(error)) from error
+        raise ModelFileError(operation, reason_of(error)) from error
     if len(data) != tensor.n_bytes:
         raise ModelFormatError(operation, f"tensor {tensor.name} ends beyond the file")
     return np.frombuffer(data, "<f4")

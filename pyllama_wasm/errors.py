@@ -57,6 +57,11 @@ def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     return clean if len(clean) <= limit else clean[:limit] + " …"
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error from outside says: of the operating system's only the reason, without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class PyllamaError(Exception):
     """Base of everything raised on purpose by this package."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._gguf_cursor import SCALARS, STRING, Cursor, Data, Scalar, open_data, read_items, read_magic
-from .errors import ModelFileError, RequestError, UnsupportedModelError
+from .errors import ModelFileError, RequestError, UnsupportedModelError, reason_of
 from .ggml_types import GGML_TYPES, TensorType
 
 __all__ = ["GGML_TYPES", "GGUFArray", "GGUFReader", "GGUFTensor", "GGUFValue", "TensorType"]
@@ -231,7 +231,7 @@ class GGUFReader:
             with open(data, "rb", closefd=False) as file:
                 return np.memmap(file, np.uint8, "r", offset, (n_bytes,))
         except (OSError, ValueError) as error:  # ValueError: the file is shorter by now
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = reason_of(error)
             raise ModelFileError(self._operation, f"its tensor data cannot be mapped: {reason}") from error
 
     def _read_counts(self, cursor: Cursor) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ModelFileError, ModelFormatError, RequestError
+from .errors import ModelFileError, ModelFormatError, RequestError, reason_of
 from .gguf import GGUFArray, GGUFReader, GGUFTensor
 
 __all__ = ["Imatrix", "read_imatrix"]
@@ -77,7 +77,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
                 file.seek(0)
                 return _read_legacy(_Cursor(file, size, operation), os.fspath(path))
     except OSError as error:
-        raise ModelFileError(operation, error.strerror or str(error), "check the path") from error
+        raise ModelFileError(operation, reason_of(error), "check the path") from error
     return _read_gguf(Path(path), operation)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import platformdirs
 
-from .errors import HostError, RequestError, printable
+from .errors import HostError, RequestError, printable, reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +145,7 @@ def _log_file(file: bool | str | os.PathLike[str] | None) -> Path | None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise HostError(f"make the folder {folder}", error.strerror or str(error)) from error
+        raise HostError(f"make the folder {folder}", reason_of(error)) from error
     return folder / "pyllama_wasm.jsonl"
 
 

@@ -20,7 +20,7 @@ from . import errors
 from ._limits import Limits, ModelCost, Spread, measure_limits, model_cost
 from .batch import Batch
 from .context import Context
-from .errors import HostError, PyllamaError, RequestError, UnsupportedModelError
+from .errors import HostError, PyllamaError, RequestError, UnsupportedModelError, reason_of
 from .host.cache import ENVIRONMENT_VARIABLE
 from .host.module import compile_module, find_wasm, load_module
 from .model import Model
@@ -208,8 +208,8 @@ def _sequences(context: Context, n: int, n_vocab: int, n_steps: int) -> float:
 
 
 def _continues_text(model: Model) -> bool:
-    """Tell whether tokens follow from tokens by themselves; encoders such as BERT count as decoders in llama.cpp."""
-    return model.has_decoder and model._computes_logits and not model.has_encoder and not model.is_diffusion
+    """Tell whether tokens follow from tokens by themselves, without something for an encoder to read."""
+    return model._continues_text and not model.has_encoder
 
 
 def _embed_one(model: Model) -> None:
@@ -325,7 +325,7 @@ def run(arguments: Sequence[str], operation: str, environment: Mapping[str, str]
     try:
         done = subprocess.run(arguments, capture_output=True, env=environment, check=False)
     except OSError as error:
-        raise HostError(operation, f"its process cannot be started: {error.strerror or error}") from error
+        raise HostError(operation, f"its process cannot be started: {reason_of(error)}") from error
     try:
         found = json.loads(done.stdout) if done.returncode == 0 else None
     except ValueError:

@@ -350,9 +350,14 @@ class Model(LoadedModel):
         LogitsProcessors(processors)  # complains about what is no function
         return GenerationRequest(checked_prompt(tokens, vocab.bos), max_tokens, params, check_stops(stop), processors)
 
+    @property
+    def _continues_text(self) -> bool:
+        """Whether the model has a next token; llama.cpp counts encoders such as BERT as decoders."""
+        return self.has_decoder and self._computes_logits and not self.is_diffusion
+
     def _check_continues_text(self) -> None:
         """Raise ``UnsupportedModelError`` for a model that has no next token: the guest would assert."""
-        if not self.has_decoder or not self._computes_logits or self.is_diffusion:
+        if not self._continues_text:
             hint = "" if self.is_diffusion else "it computes embeddings: use embed"
             raise UnsupportedModelError("generate", "the model does not continue text token by token", hint)
 

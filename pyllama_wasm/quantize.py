@@ -24,6 +24,7 @@ from .errors import (
     PyllamaError,
     RequestError,
     UnsupportedModelError,
+    reason_of,
 )
 from .gguf import GGML_TYPES, GGUFReader, GGUFTensor
 from .host import Engine
@@ -155,7 +156,7 @@ class _Quantization:
             is_same = any(path.exists() and path.samefile(part) for part in self.parts for path in self._paths())
             is_folder, has_parent = self.dst.is_dir(), self.dst.parent.is_dir()
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = reason_of(error)
             raise ModelFileError(f"write {self.dst.name}", reason) from error
         if is_same:
             raise RequestError(self.operation, "source and target are the same file", "give another target")
@@ -294,13 +295,13 @@ class _Quantization:
         try:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=final_path(self.dst).parent))
         except (OSError, ValueError) as error:
-            raise ModelFileError(f"write {self.dst.name}", getattr(error, "strerror", None) or str(error)) from error
+            raise ModelFileError(f"write {self.dst.name}", reason_of(error)) from error
         try:
             yield folder
         except OSError as error:
             if isinstance(error, PyllamaError):
                 raise
-            raise ModelFileError(f"write {self.dst.name}", error.strerror or str(error)) from error
+            raise ModelFileError(f"write {self.dst.name}", reason_of(error)) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

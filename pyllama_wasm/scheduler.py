@@ -246,10 +246,9 @@ class Scheduler:
         return [slot.run for lane in self._lanes for slot in lane.slots if slot.run is not None]
 
     def _free_ended(self) -> None:
-        for lane in self._lanes:
-            for slot in lane.slots:
-                if slot.run is not None and slot.run.is_ended:
-                    self._free(slot.run)
+        for run in self._runs():
+            if run.is_ended:
+                self._free(run)
 
     def _interrupt(self, request: Request) -> None:
         """End the step of the engine's own that was for ``request``, unless somebody else waits for it too."""

@@ -7,7 +7,7 @@ import stat
 import threading
 from pathlib import PurePath
 
-from ..errors import ModelFileError, RequestError, printable
+from ..errors import ModelFileError, RequestError, printable, reason_of
 
 StrPath = str | os.PathLike[str]
 
@@ -127,7 +127,7 @@ class FileTable:
         try:
             own = os.dup(fd)
         except OSError as error:
-            raise ModelFileError(operation, error.strerror or str(error)) from error
+            raise ModelFileError(operation, reason_of(error)) from error
         try:
             _require_regular(operation, os.fstat(own).st_mode)
         except BaseException:
@@ -195,7 +195,7 @@ def _open_regular(path: StrPath, mode: str) -> int:
     except ModelFileError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason_of(error)
         raise ModelFileError(operation, reason) from error
     return fd
 

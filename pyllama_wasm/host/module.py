@@ -12,7 +12,7 @@ from pathlib import Path
 
 import wasmtime
 
-from ..errors import HostError
+from ..errors import HostError, reason_of
 from . import ffi
 from .cache import CodeCache, cache_key, digest, file_digest
 from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
@@ -69,7 +69,7 @@ def load_module(path: str | os.PathLike[str] | None = None, progress: Progress |
     try:
         stat = file.stat()
     except OSError as error:
-        raise HostError(f"load {file}", error.strerror or str(error)) from error
+        raise HostError(f"load {file}", reason_of(error)) from error
     key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size)
     with _loads_lock:
         load = _loads.get(key)
