@@ -64,6 +64,7 @@ if(NOT PW_STOCK_KERNELS)
     pw_replace(quants.c ggml_vec_dot_iq4_nl_q8_0 ggml_vec_dot_iq4_xs_q8_K ggml_vec_dot_mxfp4_q8_0 ggml_vec_dot_tq2_0_q8_K)
     pw_replace(vec.cpp ggml_vec_dot_f16 ggml_vec_dot_bf16 ggml_vec_silu_f32 ggml_vec_swiglu_f32 ggml_vec_soft_max_f32)
     pw_replace(tiled/tiled.cpp ggml_tiled_wdata_size ggml_compute_forward_mul_mat_id_tiled)
+    pw_force_include(${GGML}/src/ggml-cpu/ggml-cpu.c half_rows.h)
     set_source_files_properties(${GGML}/src/ggml-cpu/ops.cpp PROPERTIES
         COMPILE_DEFINITIONS "ggml_compute_forward_flash_attn_ext=upstream_flash_attn_ext")
     # GGML_USE_LLAMAFILE: ggml offers every matrix product to llamafile_sgemm first, which is ours (kernels/matmul.c).

@@ -34,8 +34,8 @@ typedef struct {
 
 static const blas_type TYPES[] = {
     {GGML_TYPE_F32, 12},    {GGML_TYPE_F16, 6},    {GGML_TYPE_BF16, 6},   {GGML_TYPE_Q8_0, 48},  {GGML_TYPE_Q6_K, 48},
-    {GGML_TYPE_Q4_0, 256}, {GGML_TYPE_Q4_1, 256}, {GGML_TYPE_Q5_0, 256}, {GGML_TYPE_Q5_1, 256}, {GGML_TYPE_IQ4_NL, 256},
-    {GGML_TYPE_Q4_K, 256}, {GGML_TYPE_Q5_K, 256}, {GGML_TYPE_MXFP4, 256}, {GGML_TYPE_Q3_K, 48}, {GGML_TYPE_IQ4_XS, 48},
+    {GGML_TYPE_Q4_0, 512}, {GGML_TYPE_Q4_1, 512}, {GGML_TYPE_Q5_0, 96},  {GGML_TYPE_Q5_1, 96},  {GGML_TYPE_IQ4_NL, 48},
+    {GGML_TYPE_Q4_K, 512}, {GGML_TYPE_Q5_K, 96},  {GGML_TYPE_MXFP4, 96}, {GGML_TYPE_Q3_K, 48}, {GGML_TYPE_IQ4_XS, 48},
 };
 #define MIN_COLS_OF_OTHERS 32  // expanded by ggml's own to_float
 

@@ -22,14 +22,17 @@ ALWAYS_INLINE v128_t fifth_bit(v128_t bytes, int bit) {
     return wasm_v128_and(wasm_i8x16_eq(wasm_v128_and(bytes, which), which), wasm_i8x16_splat(16));
 }
 
-// The eight scales and eight mins of 6 bits each that q4_K and q5_K pack into 12 bytes, as 16-bit lanes.
+// The eight scales and eight mins of 6 bits each that q4_K and q5_K pack into three words, as 16-bit lanes. Scales 0..3 are the
+// low six bits of w0's bytes, mins 0..3 those of w1; 4..7 have their low four bits in nibbles of w2, the high two on top of
+// w0 and w1. The four bytes before (d and dmin) are read along.
 ALWAYS_INLINE void unpack_scales(const uint8_t packed[12], v128_t * scales, v128_t * mins) {
-    uint32_t u[3];
-    memcpy(u, packed, sizeof(u));
-    const v128_t bytes = wasm_u32x4_make(u[0] & 0x3f3f3f3f, (u[2] & 0x0f0f0f0f) | ((u[0] >> 6 & 0x03030303) << 4),
-                                         u[1] & 0x3f3f3f3f, (u[2] >> 4 & 0x0f0f0f0f) | ((u[1] >> 6 & 0x03030303) << 4));
-    *scales = wasm_u16x8_extend_low_u8x16(bytes);
-    *mins   = wasm_u16x8_extend_high_u8x16(bytes);
+    const v128_t words = wasm_v128_load(packed - 4);
+    const v128_t w0011 = wasm_i32x4_shuffle(words, words, 1, 1, 2, 2);
+    const v128_t w22   = wasm_i32x4_shuffle(words, wasm_u16x8_shr(words, 4), 3, 3, 7, 7);
+    const v128_t low   = wasm_v128_and(w0011, wasm_i8x16_splat(0x3f));
+    const v128_t high  = wasm_v128_or(low_nibbles(w22), wasm_v128_and(wasm_u16x8_shr(w0011, 2), wasm_i8x16_splat(0x30)));
+    *scales = wasm_u16x8_extend_low_u8x16(wasm_i32x4_shuffle(low, high, 0, 4, 1, 5));
+    *mins   = wasm_u16x8_extend_low_u8x16(wasm_i32x4_shuffle(low, high, 2, 6, 3, 7));
 }
 
 // The four codes of 6 bits, 0 to 63, of weights 128 h + 32 k + 16 g + 0..15 of a q6_K block, k = 0..3.

@@ -6,7 +6,9 @@
 //
 // A row is one query: row i of a KV head is token i / n_group, head i % n_group of its group. The keys are taken in parts of
 // PART_KV, whose results (largest score, sum, output) are put together in order, so that a row comes out the same whatever
-// the number of threads. With few rows the threads share the parts, else the rows.
+// the number of threads. With few rows the threads share the parts, else the rows. Few rows over a cache in half precision go
+// another way: flash_halves.c.
+#include "flash_attn.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
@@ -14,26 +16,13 @@
 #include "common.h"
 #include "ops.h"
 #include "simd-mappings.h"
-#include "rows.h"
 
-#include <math.h>
 #include <string.h>
 
-void pw_safepoint(void);  // sysroot/stop.c
 void upstream_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 #define TILE_ROWS 32
 #define TILE_KV   64
-#define PART_KV   (2 * TILE_KV)
-
-typedef struct {
-    const struct ggml_compute_params * params;
-    struct ggml_tensor *               dst;
-    const struct ggml_tensor *         q, *k, *v, *mask, *sinks;
-    int64_t                            dk, dv, n_tokens, n_kv, n_head, n_group, n_head_kv, n_batch;
-    int64_t                            n_rows;   // per KV head: n_tokens * n_group
-    float                              scale, max_bias, softcap;
-} problem;
 
 // What one thread works with; all in ggml's work buffer.
 typedef struct {
@@ -46,11 +35,6 @@ typedef struct {
     float * sum;     // [TILE_ROWS]
     float * total;   // [TILE_ROWS] results of the parts so far
 } scratch;
-
-// The result of one row over some of the keys: {largest score, sum of the weights, output[dv]}, the output not yet divided.
-static inline size_t result_floats(const problem * p) {
-    return (size_t) (2 + p->dv);
-}
 
 static size_t scratch_floats(const problem * p) {
     return (size_t) (TILE_ROWS * p->dk + TILE_KV * (p->dk + p->dv) + TILE_ROWS * (TILE_KV + p->dv + 2)) + TILE_ROWS * result_floats(p);
@@ -89,12 +73,6 @@ static inline v128_t exp_of_negative(v128_t x) {
 static inline float sum_lanes(v128_t v) {
     v = wasm_f32x4_add(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
     return wasm_f32x4_extract_lane(v, 0) + wasm_f32x4_extract_lane(v, 1);
-}
-
-static inline v128_t sum_each_f32(v128_t a, v128_t b, v128_t c, v128_t d) {
-    const v128_t ab = wasm_f32x4_add(wasm_i32x4_shuffle(a, b, 0, 2, 4, 6), wasm_i32x4_shuffle(a, b, 1, 3, 5, 7));
-    const v128_t cd = wasm_f32x4_add(wasm_i32x4_shuffle(c, d, 0, 2, 4, 6), wasm_i32x4_shuffle(c, d, 1, 3, 5, 7));
-    return wasm_f32x4_add(wasm_i32x4_shuffle(ab, cd, 0, 2, 4, 6), wasm_i32x4_shuffle(ab, cd, 1, 3, 5, 7));
 }
 
 // n rows of a cache, starting at `first`, as f32.
@@ -197,17 +175,28 @@ static void add_values(const float * p0, const float * p1, const float * v, int6
     }
 }
 
-// Scores to weights: mask added, largest score kept, output so far brought to the new largest.
-static void soften_row(const problem * p, scratch * s, int64_t row, const ggml_fp16_t * mask, float slope, int64_t n) {
-    float * scores = s->scores + row * TILE_KV;
-    v128_t  best   = wasm_f32x4_splat(-INFINITY);
-    for (int64_t c = 0; c < n; c++) {
-        if (p->softcap != 0.0f) {
-            scores[c] = p->softcap * tanhf(scores[c]);
-        }
-        if (mask) {
-            scores[c] += slope * GGML_CPU_FP16_TO_FP32(mask[c]);
-        }
+// scores += slope * mask, of which -inf stays what it is.
+static void add_mask(float * scores, const ggml_fp16_t * mask, float slope, int64_t n) {
+    const v128_t infinity = wasm_f32x4_splat(-INFINITY), factor = wasm_f32x4_splat(slope);
+    int64_t      c = 0;
+    for (; c + 4 <= n; c += 4) {
+        const v128_t halves = wasm_i16x8_shuffle(wasm_i32x4_splat(0), wasm_v128_load64_zero(mask + c), 0, 8, 1, 9, 2, 10, 3, 11);
+        const v128_t value  = wasm_f32x4_relaxed_madd(factor, f16_high_to_f32(halves), wasm_v128_load(scores + c));
+        wasm_v128_store(scores + c, wasm_v128_bitselect(infinity, value, wasm_i32x4_eq(halves, wasm_i32x4_splat((int32_t) 0xfc000000))));
+    }
+    for (; c < n; c++) {
+        scores[c] += slope * GGML_CPU_FP16_TO_FP32(mask[c]);
+    }
+}
+
+float pw_flash_mask(const problem * p, float * scores, int64_t head_kv, int64_t row, int64_t batch, int64_t first, int64_t n) {
+    v128_t best = wasm_f32x4_splat(-INFINITY);
+    for (int64_t c = 0; p->softcap != 0.0f && c < n; c++) {
+        scores[c] = p->softcap * tanhf(scores[c]);
+    }
+    if (p->mask) {
+        const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
+        add_mask(scores, mask_row(p, token, head, batch) + first, slope_of(p, head), n);
     }
     for (int64_t c = n; c < (n + 3) / 4 * 4; c++) {
         scores[c] = -INFINITY;
@@ -215,13 +204,28 @@ static void soften_row(const problem * p, scratch * s, int64_t row, const ggml_f
     for (int64_t c = 0; c < n; c += 4) {
         best = wasm_f32x4_pmax(best, wasm_v128_load(scores + c));
     }
-    float largest = s->largest[row];
-    best          = wasm_f32x4_pmax(best, wasm_i32x4_shuffle(best, best, 2, 3, 0, 1));
-    largest       = fmaxf(largest, fmaxf(wasm_f32x4_extract_lane(best, 0), wasm_f32x4_extract_lane(best, 1)));
-    if (largest == -INFINITY) {
-        memset(scores, 0, (size_t) n * sizeof(float));  // nothing visible here
-        return;
+    best = wasm_f32x4_pmax(best, wasm_i32x4_shuffle(best, best, 2, 3, 0, 1));
+    return fmaxf(wasm_f32x4_extract_lane(best, 0), wasm_f32x4_extract_lane(best, 1));
+}
+
+float pw_flash_weigh(float * scores, float largest, int64_t n) {
+    v128_t sum = wasm_f32x4_splat(0.0f);
+    if (largest == -INFINITY) {  // nothing visible here
+        memset(scores, 0, (size_t) (n + 3) / 4 * 4 * sizeof(float));
+        return 0.0f;
     }
+    for (int64_t c = 0; c < n; c += 4) {
+        const v128_t weight = exp_of_negative(wasm_f32x4_sub(wasm_v128_load(scores + c), wasm_f32x4_splat(largest)));
+        wasm_v128_store(scores + c, weight);
+        sum = wasm_f32x4_add(sum, weight);
+    }
+    return sum_lanes(sum);
+}
+
+// Scores to weights; the output so far is brought to the new largest score.
+static void soften_row(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t row, int64_t first, int64_t n) {
+    float *     scores  = s->scores + row * TILE_KV;
+    const float largest = fmaxf(s->largest[row], pw_flash_mask(p, scores, head_kv, row0 + row, batch, first, n));
     if (largest > s->largest[row]) {
         const float shrink = expf(s->largest[row] - largest);
         s->sum[row] *= shrink;
@@ -231,17 +235,10 @@ static void soften_row(const problem * p, scratch * s, int64_t row, const ggml_f
         }
         s->largest[row] = largest;
     }
-    v128_t sum = wasm_f32x4_splat(0.0f);
-    for (int64_t c = 0; c < n; c += 4) {
-        const v128_t weight = exp_of_negative(wasm_f32x4_sub(wasm_v128_load(scores + c), wasm_f32x4_splat(largest)));
-        wasm_v128_store(scores + c, weight);
-        sum = wasm_f32x4_add(sum, weight);
-    }
-    s->sum[row] += sum_lanes(sum);
+    s->sum[row] += pw_flash_weigh(scores, largest, n);
 }
 
-// Whether any of the rows sees any of the keys first .. first + n.
-static bool is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
+bool pw_flash_is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
     if (!p->mask) {
         return true;
     }
@@ -275,16 +272,19 @@ static void round_query(const problem * p, float * q, void * buffer) {
     }
 }
 
+void pw_flash_load_query(const problem * p, int64_t head_kv, int64_t row, int64_t batch, float * q, void * buffer) {
+    const v128_t  scale = wasm_f32x4_splat(p->softcap != 0.0f ? p->scale / p->softcap : p->scale);
+    const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
+    memcpy(q, (const char *) p->q->data + token * p->q->nb[1] + head * p->q->nb[2] + batch * p->q->nb[3], (size_t) p->dk * sizeof(float));
+    round_query(p, q, buffer);
+    for (int64_t d = 0; d < p->dk; d += 4) {
+        wasm_v128_store(q + d, wasm_f32x4_mul(wasm_v128_load(q + d), scale));
+    }
+}
+
 static void load_queries(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows) {
-    const v128_t scale = wasm_f32x4_splat(p->softcap != 0.0f ? p->scale / p->softcap : p->scale);
     for (int64_t row = 0; row < n_rows; row++) {
-        const int64_t token = (row0 + row) / p->n_group, head = head_kv * p->n_group + (row0 + row) % p->n_group;
-        float *       q     = s->q + row * p->dk;
-        memcpy(q, (const char *) p->q->data + token * p->q->nb[1] + head * p->q->nb[2] + batch * p->q->nb[3], (size_t) p->dk * sizeof(float));
-        round_query(p, q, s->k);  // keys come later
-        for (int64_t d = 0; d < p->dk; d += 4) {
-            wasm_v128_store(q + d, wasm_f32x4_mul(wasm_v128_load(q + d), scale));
-        }
+        pw_flash_load_query(p, head_kv, row0 + row, batch, s->q + row * p->dk, s->k);  // keys come later
     }
 }
 
@@ -298,8 +298,7 @@ static void attend_tile(const problem * p, scratch * s, int64_t head_kv, int64_t
         const int64_t other = row + 1 < n_rows ? row + 1 : row;
         score_rows(s->q + row * p->dk, s->q + other * p->dk, s->k, p->dk, padded, s->scores + row * TILE_KV, s->scores + other * TILE_KV);
         for (int64_t i = row; i <= other; i++) {
-            const int64_t token = (row0 + i) / p->n_group, head = head_kv * p->n_group + (row0 + i) % p->n_group;
-            soften_row(p, s, i, p->mask ? mask_row(p, token, head, batch) + first : NULL, slope_of(p, head), n);
+            soften_row(p, s, head_kv, batch, row0, i, first, n);
         }
         add_values(s->scores + row * TILE_KV, s->scores + other * TILE_KV, s->v, p->dv, n, s->out + row * p->dv, s->out + other * p->dv);
     }
@@ -316,18 +315,13 @@ static void attend_part(const problem * p, scratch * s, int64_t head_kv, int64_t
     for (int64_t at = first; at < last; at += TILE_KV) {
         pw_safepoint();
         const int64_t n = last - at < TILE_KV ? last - at : TILE_KV;
-        if (is_visible(p, head_kv, batch, row0, n_rows, at, n)) {
+        if (pw_flash_is_visible(p, head_kv, batch, row0, n_rows, at, n)) {
             attend_tile(p, s, head_kv, batch, row0, n_rows, at, n);
         }
     }
 }
 
-static inline int64_t n_parts(int64_t used) {
-    return (used + PART_KV - 1) / PART_KV;
-}
-
-// total += part
-static void merge(const problem * p, float * total, const float * part) {
+void pw_flash_merge(const problem * p, float * total, const float * part) {
     if (part[1] == 0.0f) {
         return;
     }
@@ -340,7 +334,7 @@ static void merge(const problem * p, float * total, const float * part) {
     }
 }
 
-static void clear_result(const problem * p, float * result) {
+void pw_flash_clear(const problem * p, float * result) {
     memset(result, 0, result_floats(p) * sizeof(float));
     result[0] = -INFINITY;
 }
@@ -352,7 +346,7 @@ static void take_result(const problem * p, const scratch * s, int64_t row, float
 }
 
 // The result of a row: attention sinks take their share of the sum, then the output is divided by it.
-static void finish_row(const problem * p, int64_t head_kv, int64_t row, int64_t batch, const float * result) {
+void pw_flash_finish(const problem * p, int64_t head_kv, int64_t row, int64_t batch, const float * result) {
     const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
     float         grow = 1.0f, sum = result[1];
     if (p->sinks) {
@@ -371,8 +365,7 @@ static void finish_row(const problem * p, int64_t head_kv, int64_t row, int64_t 
     }
 }
 
-// The last key that any row of this batch entry sees, plus one: caches are allocated far beyond what is in use.
-static int64_t used_kv(const problem * p, int64_t batch) {
+int64_t pw_flash_used(const problem * p, int64_t batch) {
     if (!p->mask) {
         return p->n_kv;
     }
@@ -404,23 +397,23 @@ static void attend_by_rows(const problem * p, scratch * s) {
         const int64_t tile = unit % n_tiles, head_kv = unit / n_tiles % p->n_head_kv, batch = unit / n_tiles / p->n_head_kv;
         const int64_t row0 = TILE_ROWS * tile, n_rows = p->n_rows - row0 < TILE_ROWS ? p->n_rows - row0 : TILE_ROWS;
         if (batch != known) {
-            used  = used_kv(p, batch);
+            used  = pw_flash_used(p, batch);
             known = batch;
         }
         load_queries(p, s, head_kv, batch, row0, n_rows);
         for (int64_t i = 0; i < n_rows; i++) {
-            clear_result(p, s->total + (size_t) i * result_floats(p));
+            pw_flash_clear(p, s->total + (size_t) i * result_floats(p));
         }
         for (int64_t part = 0; part < n_parts(used); part++) {
             attend_part(p, s, head_kv, batch, row0, n_rows, part, used);
             for (int64_t i = 0; i < n_rows; i++) {
                 float * const result = s->scores;  // their place is free again
                 take_result(p, s, i, result);
-                merge(p, s->total + (size_t) i * result_floats(p), result);
+                pw_flash_merge(p, s->total + (size_t) i * result_floats(p), result);
             }
         }
         for (int64_t i = 0; i < n_rows; i++) {
-            finish_row(p, head_kv, row0 + i, batch, s->total + (size_t) i * result_floats(p));
+            pw_flash_finish(p, head_kv, row0 + i, batch, s->total + (size_t) i * result_floats(p));
         }
     }
 }
@@ -430,7 +423,7 @@ static void attend_by_parts(const problem * p, scratch * s, float * results) {
     const int    ith = p->params->ith, nth = p->params->nth;
     const size_t size = result_floats(p);
     for (int64_t batch = 0; batch < p->n_batch; batch++) {
-        const int64_t used = used_kv(p, batch), parts = n_parts(used);
+        const int64_t used = pw_flash_used(p, batch), parts = n_parts(used);
         for (int64_t unit = ith; unit < parts * p->n_head_kv; unit += nth) {
             load_queries(p, s, unit / parts, batch, 0, p->n_rows);
             attend_part(p, s, unit / parts, batch, 0, p->n_rows, unit % parts, used);
@@ -441,11 +434,11 @@ static void attend_by_parts(const problem * p, scratch * s, float * results) {
         ggml_barrier(p->params->threadpool);
         for (int64_t i = ith; i < p->n_head_kv * p->n_rows; i += nth) {
             const int64_t head_kv = i / p->n_rows, row = i % p->n_rows;
-            clear_result(p, s->total);
+            pw_flash_clear(p, s->total);
             for (int64_t part = 0; part < parts; part++) {
-                merge(p, s->total, results + (size_t) ((head_kv * parts + part) * p->n_rows + row) * size);
+                pw_flash_merge(p, s->total, results + (size_t) ((head_kv * parts + part) * p->n_rows + row) * size);
             }
-            finish_row(p, head_kv, row, batch, s->total);
+            pw_flash_finish(p, head_kv, row, batch, s->total);
         }
         ggml_barrier(p->params->threadpool);
     }
@@ -487,6 +480,9 @@ void ggml_compute_forward_flash_attn_ext(const struct ggml_compute_params * para
     const size_t  room     = params->wsize / sizeof(float);
     if (!is_ours(&p) || all > room) {
         upstream_flash_attn_ext(params, dst);
+        return;
+    }
+    if (pw_flash_halves(&p)) {
         return;
     }
     float * const work = (float *) params->wdata;

@@ -45,29 +45,55 @@ static const entry * find_entry(int weights, int activations) {
     return NULL;
 }
 
-// Where the four rows after the four from `row` on begin, to be read soon: null unless all lie one behind another.
-const uint8_t * pw_next_rows(const product * p, int64_t row) {
-    const bool is_dense = p->a_stride == (size_t) p->k * ggml_type_size(p->a_type);
-    return is_dense && row + 2 * N_ROWS <= p->m ? p->a + (size_t) (row + N_ROWS) * p->a_stride : NULL;
-}
-
+// Each of the kernel's four rows out of a quarter of its own, so that every quarter is read from its beginning to its end: four
+// long streams are what the processor's prefetching follows, four that take turns at short pieces it loses at every piece.
 static void multiply_rows(rows_kernel kernel, const product * p, int64_t first_group, int64_t last_group) {
-    for (int64_t group = first_group; group < last_group; group++) {
-        const int64_t   row    = N_ROWS * group;
-        const int64_t   n_rows = p->m - row < N_ROWS ? p->m - row : N_ROWS;
-        const uint8_t * x[N_ROWS + 1];
+    const int64_t n_groups = last_group - first_group;
+    for (int64_t group = 0; group < n_groups; group++) {
+        int64_t         rows[N_ROWS];
+        const uint8_t * x[N_ROWS];
         for (int r = 0; r < N_ROWS; r++) {
-            x[r] = p->a + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * p->a_stride;
+            rows[r] = N_ROWS * first_group + r * n_groups + group;
+            x[r]    = p->a + (size_t) (rows[r] < p->m ? rows[r] : p->m - 1) * p->a_stride;
         }
         for (int64_t j = 0; j < p->n; j++) {
-            x[N_ROWS] = j == 0 ? pw_next_rows(p, row) : NULL;
             float out[N_ROWS];
             kernel(p->k, x, p->b + (size_t) j * p->b_stride, out);
-            for (int r = 0; r < n_rows; r++) {
-                p->c[j * p->ldc + row + r] = out[r];
+            for (int r = 0; r < N_ROWS && rows[r] < p->m; r++) {
+                p->c[j * p->ldc + rows[r]] = out[r];
             }
         }
     }
+}
+
+// Where ggml has just quantized the activations it has also set a counter to the number of threads. Several shares for each
+// thread then, given out as they are asked for: threads do not run equally fast, and a product ends with the slowest. Of the
+// products of one operation only the first has the counter to itself.
+#define SHARES_PER_THREAD 4
+#define MIN_SHARE 8  // groups of rows
+
+row_shares pw_row_shares(const struct ggml_compute_params * params, const product * p, bool is_dynamic) {
+    row_shares shares = {.n_groups = (p->m + N_ROWS - 1) / N_ROWS, .n_shares = params->nth, .next = params->ith};
+    if (is_dynamic && params->nth > 1 && p->b == params->wdata && shares.n_groups > MIN_SHARE * params->nth) {
+        const int64_t most = SHARES_PER_THREAD * params->nth, largest = shares.n_groups / MIN_SHARE;
+        shares.pool     = params->threadpool;
+        shares.n_shares = most < largest ? most : largest;
+    }
+    return shares;
+}
+
+bool pw_next_share(row_shares * shares, int64_t * first, int64_t * last) {
+    if (shares->next >= shares->n_shares) {
+        return false;
+    }
+    const int64_t n_pairs = (shares->n_groups + 1) / 2;  // tiles take two groups at once
+    *first = 2 * (n_pairs * shares->next / shares->n_shares);
+    *last  = 2 * (n_pairs * (shares->next + 1) / shares->n_shares);
+    if (*last > shares->n_groups) {
+        *last = shares->n_groups;
+    }
+    shares->next = shares->pool ? ggml_threadpool_chunk_add(shares->pool, 1) : shares->n_shares;
+    return true;
 }
 
 // The product by our own kernels.
@@ -76,11 +102,13 @@ bool pw_multiply(const struct ggml_compute_params * params, const product * p) {
     if (!found) {
         return false;
     }
-    const int64_t n_groups = (p->m + N_ROWS - 1) / N_ROWS;
-    const int64_t first = n_groups * params->ith / params->nth, last = n_groups * (params->ith + 1) / params->nth;
     if (found->tiles && p->n >= MIN_TILE_COLS) {
-        pw_multiply_tiles(found->tiles, p, first, last);
-    } else {
+        pw_multiply_tiles(found->tiles, params, p);
+        return true;
+    }
+    row_shares shares = pw_row_shares(params, p, true);
+    int64_t    first, last;
+    while (pw_next_share(&shares, &first, &last)) {
         multiply_rows(found->rows, p, first, last);
     }
     return true;

@@ -5,91 +5,88 @@
 #include "codes.h"
 #include "panels.h"
 
-ALWAYS_INLINE void set_scales(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    panel->scale = f16_low_to_f32(load_each(x, 0));
+ALWAYS_INLINE void set_scales(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    panel->scale[group] = f16_low_to_f32(load_each(x, 0));
 }
 
-ALWAYS_INLINE void set_scales_and_mins(const uint8_t * const x[N_ROWS], weight_panel * panel) {
+ALWAYS_INLINE void set_scales_and_mins(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
     const v128_t head = load_each(x, 0);
-    panel->scale      = f16_low_to_f32(head);
-    panel->min        = f16_high_to_f32(head);
+    panel->scale[group] = f16_low_to_f32(head);
+    panel->min[group]   = f16_high_to_f32(head);
 }
 
-ALWAYS_INLINE void set_nibbles(const uint8_t * const x[N_ROWS], size_t offset, weight_panel * panel) {
-    v128_t low[N_ROWS], high[N_ROWS];
+ALWAYS_INLINE void set_nibbles(const uint8_t * const x[N_ROWS], size_t offset, weight_panel * panel, int group) {
+    v128_t bytes[N_ROWS];
     for (int r = 0; r < N_ROWS; r++) {
-        const v128_t bytes = wasm_v128_load(x[r] + offset);
-        low[r]             = low_nibbles(bytes);
-        high[r]            = high_nibbles(bytes);
+        bytes[r] = wasm_v128_load(x[r] + offset);
     }
-    interleave(low, panel->codes);
-    interleave(high, panel->codes + 4);
+    interleave_nibbles(bytes, panel->codes, panel->codes + 4, group);
 }
 
-ALWAYS_INLINE void pack_q4_0(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    set_scales(x, panel);
-    set_nibbles(x, offsetof(block_q4_0, qs), panel);
+ALWAYS_INLINE void pack_q4_0(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    set_scales(x, panel, group);
+    set_nibbles(x, offsetof(block_q4_0, qs), panel, group);
 }
 
-ALWAYS_INLINE void pack_q4_1(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    set_scales_and_mins(x, panel);
-    set_nibbles(x, offsetof(block_q4_1, qs), panel);
+ALWAYS_INLINE void pack_q4_1(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    set_scales_and_mins(x, panel, group);
+    set_nibbles(x, offsetof(block_q4_1, qs), panel, group);
 }
 
-ALWAYS_INLINE void set_five_bits(const uint8_t * const x[N_ROWS], size_t qs, size_t qh, weight_panel * panel) {
+ALWAYS_INLINE void set_five_bits(const uint8_t * const x[N_ROWS], size_t qs, size_t qh, weight_panel * panel, int group) {
     v128_t low[N_ROWS], high[N_ROWS];
     for (int r = 0; r < N_ROWS; r++) {
         const v128_t bytes = wasm_v128_load(x[r] + qs), bits = wasm_v128_load32_zero(x[r] + qh);
         low[r]             = wasm_v128_or(low_nibbles(bytes), fifth_bits(bits, 0));
         high[r]            = wasm_v128_or(high_nibbles(bytes), fifth_bits(bits, 16));
     }
-    interleave(low, panel->codes);
-    interleave(high, panel->codes + 4);
+    interleave(low, panel->codes, group);
+    interleave(high, panel->codes + 4, group);
 }
 
-ALWAYS_INLINE void pack_q5_0(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    set_scales(x, panel);
-    set_five_bits(x, offsetof(block_q5_0, qs), offsetof(block_q5_0, qh), panel);
+ALWAYS_INLINE void pack_q5_0(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    set_scales(x, panel, group);
+    set_five_bits(x, offsetof(block_q5_0, qs), offsetof(block_q5_0, qh), panel, group);
 }
 
-ALWAYS_INLINE void pack_q5_1(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    set_scales_and_mins(x, panel);
-    set_five_bits(x, offsetof(block_q5_1, qs), offsetof(block_q5_1, qh), panel);
+ALWAYS_INLINE void pack_q5_1(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    set_scales_and_mins(x, panel, group);
+    set_five_bits(x, offsetof(block_q5_1, qs), offsetof(block_q5_1, qh), panel, group);
 }
 
 // Sixteen signed bytes of each row become codes of 16 bits.
-ALWAYS_INLINE void set_words(const v128_t bytes[N_ROWS], v128_t * codes) {
+ALWAYS_INLINE void set_words(const v128_t bytes[N_ROWS], v128_t codes[8][N_GROUPS], int group) {
     v128_t low[N_ROWS], high[N_ROWS];
     for (int r = 0; r < N_ROWS; r++) {
         low[r]  = wasm_i16x8_extend_low_i8x16(bytes[r]);
         high[r] = wasm_i16x8_extend_high_i8x16(bytes[r]);
     }
-    interleave(low, codes);
-    interleave(high, codes + 4);
+    interleave(low, codes, group);
+    interleave(high, codes + 4, group);
 }
 
-ALWAYS_INLINE void pack_q8_0(const uint8_t * const x[N_ROWS], weight_panel * panel) {
-    set_scales(x, panel);
+ALWAYS_INLINE void pack_q8_0(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
+    set_scales(x, panel, group);
     for (int half = 0; half < 2; half++) {
         v128_t bytes[N_ROWS];
         for (int r = 0; r < N_ROWS; r++) {
             bytes[r] = wasm_v128_load(x[r] + offsetof(block_q8_0, qs) + 16 * half);
         }
-        set_words(bytes, panel->codes + 8 * half);
+        set_words(bytes, panel->codes + 8 * half, group);
     }
 }
 
-ALWAYS_INLINE void pack_iq4_nl(const uint8_t * const x[N_ROWS], weight_panel * panel) {
+ALWAYS_INLINE void pack_iq4_nl(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {
     const v128_t table = wasm_v128_load(kvalues_iq4nl);
     v128_t       low[N_ROWS], high[N_ROWS];
-    set_scales(x, panel);
+    set_scales(x, panel, group);
     for (int r = 0; r < N_ROWS; r++) {
         const v128_t bytes = wasm_v128_load(x[r] + offsetof(block_iq4_nl, qs));
         low[r]             = wasm_i8x16_relaxed_swizzle(table, low_nibbles(bytes));
         high[r]            = wasm_i8x16_relaxed_swizzle(table, high_nibbles(bytes));
     }
-    set_words(low, panel->codes);
-    set_words(high, panel->codes + 8);
+    set_words(low, panel->codes, group);
+    set_words(high, panel->codes + 8, group);
 }
 
 TILE_FORMAT(pw_tile_q4_0, block_q4_0, 1, pack_q4_0, pw_tiles_nibbles, 8)

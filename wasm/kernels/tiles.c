@@ -1,94 +1,132 @@
 // The tiles (see tiles.h), the activations' panels, and the loops around both.
 //
-// Activations of up to 64 columns are brought into panels that stay in the second-level cache, then four rows of weights at a
+// Activations of up to 64 columns are brought into panels that stay in the second-level cache, then eight rows of weights at a
 // time are unpacked into a few kilobytes and multiplied with all of these columns.
 #include "tiles.h"
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
 
-#define MAX_COLS 64    // together in panels
-#define N_PANELS 512   // of activations, 80 KB on the stack
-#define CHUNK 16       // panels of weights unpacked at a time
+#define MAX_COLS 64         // together in panels
+#define ALL_PANELS 368640   // bytes of activations' panels, on the stack
+#define CHUNK 16            // panels of weights unpacked at a time
 
 #define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
 
 typedef enum { NIBBLES, BYTES, WORDS } code_kind;
 
-// The products of four times four bytes, or two 16-bit codes, of each row with those of each column.
-#define STEP(s)                                                                                                            \
-    do {                                                                                                                   \
-        const v128_t codes = w->codes[4 * part + (s)];                                                                     \
-        for (int c = 0; c < n_cols; c++) {                                                                                 \
-            const v128_t column = SPLAT32(q[c], s);                                                                        \
-            sums[c] = kind == WORDS ? wasm_i32x4_add(sums[c], wasm_i32x4_dot_i16x8(column, codes))                         \
-                                    : wasm_i16x8_add(sums[c], dot_codes(column, codes));                                   \
-        }                                                                                                                  \
-    } while (0)
+// One of a panel's steps: 32 bits of each row times those of each column.
+typedef struct {
+    v128_t of[N_GROUPS];
+} weight_step;
 
-// Column c takes the sums of one panel.
-#define FINISH(c)                                                                                                          \
-    do {                                                                                                                   \
-        if ((c) < n_cols) {                                                                                                \
-            v128_t total = kind == WORDS ? sums[c] : kind == BYTES ? totals[c] : wasm_i32x4_extadd_pairwise_i16x8(sums[c]); \
-            if (kind != WORDS && !has_min) {                                                                               \
-                total = wasm_i32x4_add(total, SPLAT32(y_sum, c));                                                          \
-            }                                                                                                              \
-            out[c] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(total), wasm_f32x4_mul(w->scale, SPLAT32(y_scale, c)), out[c]); \
-            if (has_min) {                                                                                                 \
-                out[c] = wasm_f32x4_relaxed_madd(w->min, SPLAT32(y_sum, c), out[c]);                                       \
-            }                                                                                                              \
-        }                                                                                                                  \
-    } while (0)
+typedef struct {
+    v128_t of[N_COLS];
+} column_step;
 
-// Not unrolled further: Cranelift issues all loads of a basic block first, and sixteen registers hold no more than these.
-ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_panel * y, v128_t * acc, int n_cols, code_kind kind,
-                        bool has_min) {
-    const v128_t zero = wasm_i32x4_splat(0);
-    v128_t       out[N_COLS];
+ALWAYS_INLINE v128_t product_of(v128_t column, v128_t codes, code_kind kind) {
+    return kind == WORDS ? wasm_i32x4_dot_i16x8(column, codes) : dot_codes(column, codes);
+}
+
+ALWAYS_INLINE v128_t sum_of(v128_t a, v128_t b, code_kind kind) {
+    return kind == WORDS ? wasm_i32x4_add(a, b) : wasm_i16x8_add(a, b);
+}
+
+// The sums of n_steps steps. A loop with one step a turn: Cranelift issues all loads of a basic block first, and sixteen
+// registers hold no more than these six beside the sums. It hides its pointers from LLVM, which would count with an index
+// instead and compute the address of each load.
+ALWAYS_INLINE void add_steps(int n_steps, const weight_step * w, const column_step * y, v128_t sums[N_COLS][N_GROUPS], int n_cols,
+                             code_kind kind) {
     for (int c = 0; c < n_cols; c++) {
-        out[c] = acc[c];
+        for (int g = 0; g < N_GROUPS; g++) {
+            sums[c][g] = product_of(y->of[c], w->of[g], kind);
+        }
     }
-    for (int64_t i = 0; i < n; i++, w++, y++) {
-        v128_t sums[N_COLS] = {zero, zero, zero, zero}, totals[N_COLS] = {zero, zero, zero, zero};
 #pragma clang loop unroll(disable)
-        for (int part = 0; part < (kind == WORDS ? 4 : 2); part++) {
-            v128_t q[N_COLS];
-            for (int c = 0; c < n_cols; c++) {
-                q[c] = kind == WORDS ? wasm_i16x8_load8x8(y->codes[c] + 8 * part) : wasm_v128_load(y->codes[c] + 16 * part);
-            }
-            STEP(0);
-            STEP(1);
-            STEP(2);
-            STEP(3);
-            for (int c = 0; kind == BYTES && c < n_cols; c++) {  // 16 bits are full
-                totals[c] = wasm_i32x4_add(totals[c], wasm_i32x4_extadd_pairwise_i16x8(sums[c]));
-                sums[c]   = zero;
+    for (int i = 1; i < n_steps; i++) {
+        w++;
+        y++;
+        __asm__("" : "+r"(w), "+r"(y));
+        for (int c = 0; c < n_cols; c++) {
+            for (int g = 0; g < N_GROUPS; g++) {
+                sums[c][g] = sum_of(sums[c][g], product_of(y->of[c], w->of[g], kind), kind);
             }
         }
-        const v128_t y_scale = wasm_v128_load(y->scale), y_sum = y->sum;
-        FINISH(0);
-        FINISH(1);
-        FINISH(2);
-        FINISH(3);
     }
-    for (int c = 0; c < n_cols; c++) {
-        acc[c] = out[c];
+}
+
+// The sums of one panel in 32 bits.
+ALWAYS_INLINE void multiply_panel(const weight_panel * w, const activation_panel * y, v128_t sums[N_COLS][N_GROUPS], int n_cols,
+                                  code_kind kind) {
+    const weight_step * codes   = (const weight_step *) w->codes;
+    const column_step * columns = (const column_step *) y->codes;
+    if (kind == BYTES) {  // 16 bits hold four steps
+        v128_t first[N_COLS][N_GROUPS];
+        add_steps(4, codes, columns, first, n_cols, kind);
+        for (int i = 0; i < n_cols * N_GROUPS; i++) {
+            first[i / N_GROUPS][i % N_GROUPS] = wasm_i32x4_extadd_pairwise_i16x8(first[i / N_GROUPS][i % N_GROUPS]);
+        }
+        add_steps(4, codes + 4, columns + 4, sums, n_cols, kind);
+        for (int i = 0; i < n_cols * N_GROUPS; i++) {
+            v128_t * sum = &sums[i / N_GROUPS][i % N_GROUPS];
+            *sum         = wasm_i32x4_add(first[i / N_GROUPS][i % N_GROUPS], wasm_i32x4_extadd_pairwise_i16x8(*sum));
+        }
+        return;
+    }
+    add_steps(kind == WORDS ? 16 : 8, codes, columns, sums, n_cols, kind);
+    for (int i = 0; kind == NIBBLES && i < n_cols * N_GROUPS; i++) {
+        v128_t * sum = &sums[i / N_GROUPS][i % N_GROUPS];
+        *sum         = wasm_i32x4_extadd_pairwise_i16x8(*sum);
+    }
+}
+
+ALWAYS_INLINE size_t activation_panel_size(bool has_words) {
+    return sizeof(activation_panel) + (has_words ? 16 : 8) * N_COLS * sizeof(v128_t);
+}
+
+ALWAYS_INLINE const activation_panel * next_panel(const activation_panel * y, int64_t n, bool has_words) {
+    return (const activation_panel *) ((const char *) y + (size_t) n * activation_panel_size(has_words));
+}
+
+// A load nobody waits for: wasm has no instruction to fetch what is read later.
+ALWAYS_INLINE void fetch(read_ahead * ahead) {
+    if (ahead->at) {
+        for (size_t i = 0; i < ahead->n_bytes; i += 64) {
+            (void) *(const volatile uint8_t *) (ahead->at + i);
+        }
+        ahead->at += ahead->n_bytes;
+    }
+}
+
+ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_panel * y, v128_t acc[][N_GROUPS],
+                        read_ahead * ahead, int n_cols, code_kind kind, bool has_min) {
+    for (int64_t i = 0; i < n; i++, w++, y = next_panel(y, 1, kind == WORDS)) {
+        v128_t sums[N_COLS][N_GROUPS];
+        fetch(ahead);
+        multiply_panel(w, y, sums, n_cols, kind);
+        for (int c = 0; c < n_cols; c++) {
+            for (int g = 0; g < N_GROUPS; g++) {
+                const v128_t total = kind == WORDS || has_min ? sums[c][g] : wasm_i32x4_add(sums[c][g], y->sum[c]);
+                const v128_t scale = wasm_f32x4_mul(w->scale[g], y->scale[c]);
+                v128_t       out   = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(total), scale, acc[c][g]);
+                acc[c][g]          = has_min ? wasm_f32x4_relaxed_madd(w->min[g], y->sum[c], out) : out;
+            }
+        }
     }
 }
 
 // Functions, not inlined: their entries are safepoints.
+#define TILE(name, n_cols, kind, has_min)                                                                                  \
+    static __attribute__((noinline)) void name(int64_t n, const weight_panel * w, const activation_panel * y,              \
+                                               v128_t acc[][N_GROUPS], read_ahead * ahead) {                               \
+        tile(n, w, y, acc, ahead, n_cols, kind, has_min);                                                                  \
+    }
+
 #define TILES(name, kind, has_min)                                                                                         \
-    static __attribute__((noinline)) void name##_1(int64_t n, const weight_panel * w, const activation_panel * y, v128_t * acc) { \
-        tile(n, w, y, acc, 1, kind, has_min);                                                                              \
-    }                                                                                                                      \
-    static __attribute__((noinline)) void name##_2(int64_t n, const weight_panel * w, const activation_panel * y, v128_t * acc) { \
-        tile(n, w, y, acc, 2, kind, has_min);                                                                              \
-    }                                                                                                                      \
-    static __attribute__((noinline)) void name##_4(int64_t n, const weight_panel * w, const activation_panel * y, v128_t * acc) { \
-        tile(n, w, y, acc, 4, kind, has_min);                                                                              \
-    }                                                                                                                      \
-    const tile_set name = {name##_1, name##_2, name##_4};
+    TILE(name##_1, 1, kind, has_min)                                                                                       \
+    TILE(name##_2, 2, kind, has_min)                                                                                       \
+    TILE(name##_4, 4, kind, has_min)                                                                                       \
+    const tile_set name = {name##_1, name##_2, name##_4, kind == WORDS};
 
 TILES(pw_tiles_nibbles, NIBBLES, false)
 TILES(pw_tiles_nibbles_min, NIBBLES, true)
@@ -96,51 +134,77 @@ TILES(pw_tiles_bytes, BYTES, false)
 TILES(pw_tiles_bytes_min, BYTES, true)
 TILES(pw_tiles_words, WORDS, false)
 
-// 32 activations of four columns: y[c] points at their values.
-ALWAYS_INLINE void copy_codes(const uint8_t * const y[N_COLS], size_t offset, activation_panel * panel) {
+// Put n 32-bit parts of each column's codes into a panel from its step `first` on.
+ALWAYS_INLINE void set_steps(activation_panel * panel, int first, const v128_t codes[N_COLS]) {
     for (int c = 0; c < N_COLS; c++) {
-        wasm_v128_store(panel->codes[c], wasm_v128_load(y[c] + offset));
-        wasm_v128_store(panel->codes[c] + 16, wasm_v128_load(y[c] + offset + 16));
+        panel->codes[first][c]     = SPLAT32(codes[c], 0);
+        panel->codes[first + 1][c] = SPLAT32(codes[c], 1);
+        panel->codes[first + 2][c] = SPLAT32(codes[c], 2);
+        panel->codes[first + 3][c] = SPLAT32(codes[c], 3);
     }
 }
 
+// 32 activations of four columns: y[c] points at their values.
+ALWAYS_INLINE void set_codes(const uint8_t * const y[N_COLS], size_t offset, bool has_words, activation_panel * panel) {
+    for (int half = 0; half < 2; half++) {
+        v128_t codes[N_COLS], low[N_COLS], high[N_COLS];
+        for (int c = 0; c < N_COLS; c++) {
+            codes[c] = wasm_v128_load(y[c] + offset + 16 * half);
+            low[c]   = wasm_i16x8_extend_low_i8x16(codes[c]);
+            high[c]  = wasm_i16x8_extend_high_i8x16(codes[c]);
+        }
+        if (has_words) {
+            set_steps(panel, 8 * half, low);
+            set_steps(panel, 8 * half + 4, high);
+        } else {
+            set_steps(panel, 4 * half, codes);
+        }
+    }
+}
+
+ALWAYS_INLINE void repeat(v128_t values, v128_t out[N_COLS]) {
+    out[0] = SPLAT32(values, 0);
+    out[1] = SPLAT32(values, 1);
+    out[2] = SPLAT32(values, 2);
+    out[3] = SPLAT32(values, 3);
+}
+
 // What a code that is `bias` too large adds to each column's products, to be taken off.
-ALWAYS_INLINE v128_t bias_sums(const activation_panel * panel, int bias) {
+ALWAYS_INLINE v128_t bias_sums(const uint8_t * const y[N_COLS], size_t offset, int bias) {
     v128_t sums[N_COLS];
     for (int c = 0; c < N_COLS; c++) {
-        const v128_t a = wasm_v128_load(panel->codes[c]), b = wasm_v128_load(panel->codes[c] + 16);
+        const v128_t a = wasm_v128_load(y[c] + offset), b = wasm_v128_load(y[c] + offset + 16);
         sums[c] = wasm_i32x4_extadd_pairwise_i16x8(
             wasm_i16x8_add(wasm_i16x8_extadd_pairwise_i8x16(a), wasm_i16x8_extadd_pairwise_i8x16(b)));
     }
     return wasm_i32x4_mul(sum_each(sums[0], sums[1], sums[2], sums[3]), wasm_i32x4_splat(-bias));
 }
 
-static void pack_q8_0(const uint8_t * const y[N_COLS], int bias, activation_panel * panel) {
-    copy_codes(y, offsetof(block_q8_0, qs), panel);
-    wasm_v128_store(panel->scale, f16_low_to_f32(load_each(y, 0)));
-    panel->sum = bias_sums(panel, bias);
+static void pack_q8_0(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
+    set_codes(y, offsetof(block_q8_0, qs), format->tiles->has_words, panel);
+    repeat(f16_low_to_f32(load_each(y, 0)), panel->scale);
+    repeat(bias_sums(y, offsetof(block_q8_0, qs), format->bias), panel->sum);
 }
 
-static void pack_q8_1(const uint8_t * const y[N_COLS], int bias, activation_panel * panel) {
-    (void) bias;
+static void pack_q8_1(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
     const v128_t head = load_each(y, 0);
-    copy_codes(y, offsetof(block_q8_1, qs), panel);
-    wasm_v128_store(panel->scale, f16_low_to_f32(head));
-    panel->sum = f16_high_to_f32(head);
+    set_codes(y, offsetof(block_q8_1, qs), format->tiles->has_words, panel);
+    repeat(f16_low_to_f32(head), panel->scale);
+    repeat(f16_high_to_f32(head), panel->sum);
 }
 
-static void pack_q8_K(const uint8_t * const y[N_COLS], int bias, activation_panel * panels) {
-    (void) bias;
+static void pack_q8_K(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
     const v128_t scale = load_each(y, offsetof(block_q8_K, d));
     for (int j = 0; j < QK_K / PANEL_WEIGHTS; j++) {
-        copy_codes(y, offsetof(block_q8_K, qs) + PANEL_WEIGHTS * j, &panels[j]);
-        wasm_v128_store(panels[j].scale, scale);
         const v128_t pairs = load_each(y, offsetof(block_q8_K, bsums) + 4 * j);
-        panels[j].sum      = wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(wasm_i32x4_extadd_pairwise_i16x8(pairs)));
+        set_codes(y, offsetof(block_q8_K, qs) + PANEL_WEIGHTS * j, format->tiles->has_words, panel);
+        repeat(scale, panel->scale);
+        repeat(wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(wasm_i32x4_extadd_pairwise_i16x8(pairs))), panel->sum);
+        panel = (activation_panel *) next_panel(panel, 1, format->tiles->has_words);
     }
 }
 
-typedef void (*pack_activations)(const uint8_t * const y[N_COLS], int bias, activation_panel * panels);
+typedef void (*pack_activations)(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panels);
 
 static pack_activations activations_of(enum ggml_type type) {
     return type == GGML_TYPE_Q8_0 ? pack_q8_0 : type == GGML_TYPE_Q8_1 ? pack_q8_1 : pack_q8_K;
@@ -148,91 +212,104 @@ static pack_activations activations_of(enum ggml_type type) {
 
 // A part of the product: columns and blocks whose activations are in panels, n_panels for each four columns.
 typedef struct {
-    int64_t col, n_cols, block, n_blocks, n_panels;
+    int64_t col, n_cols, block, n_blocks, n_panels, per_block;
+    size_t  block_bytes;  // of weights
+    bool    is_dense;     // whole rows, one behind another, that are read for the first time
 } part;
 
-static void pack_columns(const product * p, const part * s, int bias, activation_panel * panels) {
+static void pack_columns(const product * p, const part * s, const tile_format * format, char * panels) {
     const pack_activations pack  = activations_of(p->b_type);
     const size_t           bytes = ggml_type_size(p->b_type);
+    const size_t           step  = activation_panel_size(format->tiles->has_words) * (size_t) s->per_block;
     for (int64_t j = 0; j < s->n_cols; j += N_COLS) {
         const uint8_t * y[N_COLS];
         for (int64_t c = 0; c < N_COLS; c++) {  // columns there are not repeat the last
             const int64_t column = j + c < s->n_cols ? j + c : s->n_cols - 1;
             y[c] = p->b + (size_t) (s->col + column) * p->b_stride + (size_t) s->block * bytes;
         }
-        for (int64_t i = 0; i < s->n_blocks; i++) {
-            pack(y, bias, panels + i * s->n_panels / s->n_blocks);
+        for (int64_t i = 0; i < s->n_blocks; i++, panels += step) {
+            pack(y, format, (activation_panel *) panels);
             for (int c = 0; c < N_COLS; c++) {
                 y[c] += bytes;
             }
         }
-        panels += s->n_panels;
     }
 }
 
-static void multiply_columns(const tile_set * tiles, int64_t n, const weight_panel * w, const activation_panel * y, int64_t y_stride,
-                             int64_t n_cols, v128_t * acc) {
-    for (int64_t j = 0; j < n_cols; j += N_COLS, y += y_stride, acc += N_COLS) {
-        const int64_t       left = n_cols - j;
+// y: the panels of the first four columns, those of the next are n_panels further on.
+static void multiply_columns(const tile_set * tiles, int64_t n, const weight_panel * w, const activation_panel * y, const part * s,
+                             v128_t acc[][N_GROUPS], read_ahead * ahead) {
+    for (int64_t j = 0; j < s->n_cols; j += N_COLS, y = next_panel(y, s->n_panels, tiles->has_words)) {
+        const int64_t       left = s->n_cols - j;
         const tile_function run  = left > 2 ? tiles->four : left == 2 ? tiles->two : tiles->one;
-        run(n, w, y, acc);
+        run(n, w, y, acc + j, ahead);
     }
 }
 
-// The results of four rows are in acc, or go there.
-static void exchange(const product * p, const part * s, int64_t row, v128_t * acc, bool is_load) {
-    const int64_t n_rows = p->m - row < N_ROWS ? p->m - row : N_ROWS;
+// The results of n_rows rows are in acc, or go there.
+static void exchange(const product * p, const part * s, int64_t row, int64_t n_rows, v128_t acc[][N_GROUPS], bool is_load) {
     for (int64_t j = 0; j < s->n_cols; j++) {
         float * c = p->c + (s->col + j) * p->ldc + row;
         if (is_load) {
-            memcpy(&acc[j], c, (size_t) n_rows * sizeof(float));
+            memcpy(acc[j], c, (size_t) n_rows * sizeof(float));
         } else {
-            memcpy(c, &acc[j], (size_t) n_rows * sizeof(float));
+            memcpy(c, acc[j], (size_t) n_rows * sizeof(float));
         }
     }
 }
 
-static void multiply_rows(const tile_format * format, const product * p, const part * s, int64_t row, const activation_panel * panels) {
-    const size_t  bytes     = ggml_type_size(p->a_type);
-    const int64_t per_block = s->n_panels / s->n_blocks;
-    v128_t          acc[MAX_COLS + N_COLS];
+static void multiply_rows(const tile_format * format, const product * p, const part * s, int64_t row, int64_t n_rows, const char * panels) {
+    v128_t          acc[MAX_COLS + N_COLS][N_GROUPS];
     weight_panel    w[CHUNK];
-    const uint8_t * x[N_ROWS];
-    for (int64_t r = 0; r < N_ROWS; r++) {  // rows there are not repeat the last
-        x[r] = p->a + (size_t) (row + r < p->m ? row + r : p->m - 1) * p->a_stride + (size_t) s->block * bytes;
+    const uint8_t * x[PANEL_ROWS];
+    for (int64_t r = 0; r < PANEL_ROWS; r++) {  // rows there are not repeat the last
+        x[r] = p->a + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * p->a_stride + (size_t) s->block * s->block_bytes;
     }
     for (int64_t j = 0; j < s->n_cols + N_COLS - 1; j++) {
-        acc[j] = wasm_f32x4_splat(0.0f);
+        acc[j][0] = acc[j][1] = wasm_f32x4_splat(0.0f);
     }
     if (s->block > 0) {
-        exchange(p, s, row, acc, true);
+        exchange(p, s, row, n_rows, acc, true);
     }
-    const uint8_t * next = s->n_blocks == p->k && s->col == 0 ? pw_next_rows(p, row) : NULL;  // they come next
+    const int64_t n_tiles = (s->n_cols + N_COLS - 1) / N_COLS;
+    read_ahead    ahead   = {NULL, PANEL_ROWS * s->block_bytes / (size_t) (s->per_block * n_tiles) + 1};
+    if (s->is_dense && row + 2 * PANEL_ROWS <= p->m) {  // the next rows follow
+        ahead.at = p->a + (size_t) (row + PANEL_ROWS) * p->a_stride;
+    }
     for (int64_t done = 0; done < s->n_panels; done += CHUNK) {
         const int64_t n = s->n_panels - done < CHUNK ? s->n_panels - done : CHUNK;
-        next            = format->pack(n / per_block, x, next, w);
-        multiply_columns(format->tiles, n, w, panels + done, s->n_panels, s->n_cols, acc);
+        format->pack(n / s->per_block, x, w);
+        multiply_columns(format->tiles, n, w, next_panel((const activation_panel *) panels, done, format->tiles->has_words), s, acc,
+                         &ahead);
     }
-    exchange(p, s, row, acc, false);
+    exchange(p, s, row, n_rows, acc, false);
 }
 
-// Rows 4 * first_group up to 4 * last_group of the product.
-void pw_multiply_tiles(const tile_format * format, const product * p, int64_t first_group, int64_t last_group) {
-    const int64_t    per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS;
-    activation_panel panels[N_PANELS];
-    part             s = {0};
-    if (first_group >= last_group) {
-        return;
+// Groups `first` to `last`, with the part's activations in panels.
+static void multiply_share(const tile_format * format, const product * p, const part * s, int64_t first, int64_t last, const char * panels) {
+    const int64_t last_row = N_ROWS * last < p->m ? N_ROWS * last : p->m;
+    for (int64_t row = N_ROWS * first; row < last_row; row += PANEL_ROWS) {
+        multiply_rows(format, p, s, row, last_row - row < PANEL_ROWS ? last_row - row : PANEL_ROWS, panels);
     }
+}
+
+void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p) {
+    const int64_t n_fitting = ALL_PANELS / (int64_t) activation_panel_size(format->tiles->has_words);
+    _Alignas(16) char panels[ALL_PANELS];
+    part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS, .block_bytes = ggml_type_size(p->a_type)};
     for (s.col = 0; s.col < p->n; s.col += MAX_COLS) {
         s.n_cols                 = p->n - s.col < MAX_COLS ? p->n - s.col : MAX_COLS;
-        const int64_t max_blocks = N_PANELS / ((s.n_cols + N_COLS - 1) / N_COLS) / per_block;
+        const int64_t max_blocks = n_fitting / ((s.n_cols + N_COLS - 1) / N_COLS) / s.per_block;
+        const bool    is_whole   = p->n <= MAX_COLS && p->k <= max_blocks;
         for (s.block = 0; s.block < p->k; s.block += max_blocks) {
             s.n_blocks = p->k - s.block < max_blocks ? p->k - s.block : max_blocks;
-            s.n_panels = s.n_blocks * per_block;
-            pack_columns(p, &s, format->bias, panels);
-            for (int64_t group = first_group; group < last_group; group++) {
-                multiply_rows(format, p, &s, N_ROWS * group, panels);
+            s.n_panels = s.n_blocks * s.per_block;
+            s.is_dense = s.n_blocks == p->k && s.col == 0 && p->a_stride == (size_t) p->k * s.block_bytes;
+            pack_columns(p, &s, format, panels);
+            row_shares shares = pw_row_shares(params, p, is_whole);
+            int64_t    first, last;
+            while (pw_next_share(&shares, &first, &last)) {
+                multiply_share(format, p, &s, first, last, panels);
             }
         }
     }

@@ -1,8 +1,8 @@
 // Matrix products with several columns of activations: weights are unpacked once for all of them.
 //
-// A panel holds 32 weights of four rows in the order the products want them: lane r is row r, and every 32 bits of it are
-// four codes of 8 bits, or two of 16, that follow each other in the row. Products with 32 bits of a column, repeated in all
-// lanes, then add up without any sum across lanes.
+// A panel holds 32 weights of eight rows, two groups of four, in the order the products want them: lane r is row r of the
+// group, and every 32 bits of it are four codes of 8 bits, or two of 16, that follow each other in the row. Products with 32
+// bits of a column, which are repeated in all lanes, then add up without any sum across lanes.
 #pragma once
 
 #include "rows.h"
@@ -10,29 +10,39 @@
 #include "ggml-cpu-impl.h"
 
 #define N_COLS 4
+#define N_GROUPS 2
+#define PANEL_ROWS (N_GROUPS * N_ROWS)
 #define PANEL_WEIGHTS 32
 
 typedef struct {
-    v128_t scale, min;  // f32 of each row; weight = scale * code + min
-    v128_t codes[16];   // 8 of bytes or 16 of 16 bits
+    v128_t scale[N_GROUPS], min[N_GROUPS];  // f32 of each row; weight = scale * code + min
+    v128_t codes[16][N_GROUPS];             // 8 of bytes or 16 of 16 bits
 } weight_panel;
 
+// 32 activations of four columns: 8 of codes for weights that are bytes, 16 for those of 16 bits. All is repeated in all lanes.
 typedef struct {
-    float  scale[N_COLS];
-    v128_t sum;  // of each column, as the format's tile wants it: int32 to add to the products, or f32 to multiply min with
-    int8_t codes[N_COLS][PANEL_WEIGHTS];
+    v128_t scale[N_COLS];
+    v128_t sum[N_COLS];  // as the format's tile wants it: int32 to add to the products, or f32 to multiply min with
+    v128_t codes[][N_COLS];
 } activation_panel;
 
-// Unpack n blocks of each of four rows, moving x on: one panel for blocks of 32 weights, eight for those of 256. Returns what
-// follows the bytes at `next`, which as many will be read from soon, or null.
-typedef const uint8_t * (*pack_function)(int64_t n, const uint8_t * x[N_ROWS], const uint8_t * next, weight_panel * panels);
+// Unpack n blocks of each of eight rows, moving x on: one panel for blocks of 32 weights, eight for those of 256.
+typedef void (*pack_function)(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels);
 
-// acc[c] += what n panels give for column c and four rows.
-typedef void (*tile_function)(int64_t n, const weight_panel * w, const activation_panel * y, v128_t * acc);
+// Weights that are read soon, of which every panel fetches so many bytes: at the pace of the products, so that the processor's
+// own prefetching takes it up and the memory works meanwhile.
+typedef struct {
+    const uint8_t * at;  // or null
+    size_t          n_bytes;
+} read_ahead;
+
+// acc[c] += what n panels give for column c and eight rows. The activations' panels follow each other without a gap.
+typedef void (*tile_function)(int64_t n, const weight_panel * w, const activation_panel * y, v128_t acc[][N_GROUPS], read_ahead * ahead);
 
 // Tiles with one, two and four columns.
 typedef struct {
     tile_function one, two, four;
+    bool          has_words;  // codes are of 16 bits
 } tile_set;
 
 typedef struct {
@@ -62,7 +72,16 @@ typedef struct {
     enum ggml_type  a_type, b_type;
 } product;
 
-const uint8_t * pw_next_rows(const product * p, int64_t row);
+// The shares of a product's rows that one thread multiplies.
+typedef struct {
+    struct ggml_threadpool * pool;  // its counter tells the next share that nobody has, or null: each thread has one share
+    int64_t                  n_groups, n_shares, next;
+} row_shares;
+
+row_shares pw_row_shares(const struct ggml_compute_params * params, const product * p, bool is_dynamic);
+
+// The next share: rows 4 * first up to 4 * last. False when none is left.
+bool pw_next_share(row_shares * shares, int64_t * first, int64_t * last);
 
 bool pw_multiply(const struct ggml_compute_params * params, const product * p);
-void pw_multiply_tiles(const tile_format * format, const product * p, int64_t first_group, int64_t last_group);
+void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p);

@@ -94,13 +94,14 @@ static std::vector<float> fill_activations(ggml_type type, uint8_t * row, int64_
     return values;
 }
 
-static bool is_near(float result, const float * w, const float * y, int64_t n, double tolerance) {
+// unit: what a product is rounded to, however small
+static bool is_near(float result, const float * w, const float * y, int64_t n, double tolerance, double unit) {
     double expected = 0.0, size = 0.0;
     for (int64_t i = 0; i < n; i++) {
         expected += (double) w[i] * y[i];
         size += std::fabs((double) w[i] * y[i]);
     }
-    return std::fabs(result - expected) <= tolerance * size + 1e-38;  // false for NaN
+    return std::fabs(result - expected) <= tolerance * size + unit * (double) n + 1e-38;  // false for NaN
 }
 
 #define N_PRODUCT_COLS 6
@@ -114,7 +115,8 @@ static bool check_rows(ggml_type type, int64_t m, int64_t n, const uint8_t * w, 
     std::vector<float>  w_values(n), result(N_PRODUCT_COLS * m);
     ggml_compute_params params = {};
     params.nth = 1;
-    bool is_ok = true;
+    const double unit  = type == GGML_TYPE_F16 ? 0x1p-52 : 0.0;
+    bool         is_ok = true;
     for (int64_t n_cols : {1, 2, N_PRODUCT_COLS}) {
         std::fill(result.begin(), result.end(), NAN);
         is_ok = is_ok && llamafile_sgemm(&params, m, n_cols, n / ggml_blck_size(type), w, n / ggml_blck_size(type), y,
@@ -128,8 +130,8 @@ static bool check_rows(ggml_type type, int64_t m, int64_t n, const uint8_t * w, 
             for (int64_t j = 0; j < n_cols; j++) {
                 float dot = NAN;
                 traits->vec_dot((int) n, &dot, 0, w + i * w_row, 0, y + j * y_row, 0, 1);
-                is_ok = is_ok && is_near(result[j * m + i], w_values.data(), y_values + j * n, n, tolerance);
-                is_ok = is_ok && is_near(dot, w_values.data(), y_values + j * n, n, tolerance);
+                is_ok = is_ok && is_near(result[j * m + i], w_values.data(), y_values + j * n, n, tolerance, unit);
+                is_ok = is_ok && is_near(dot, w_values.data(), y_values + j * n, n, tolerance, unit);
             }
         }
     }
@@ -229,6 +231,49 @@ static bool check_experts(ggml_type type, int64_t n_tokens, int64_t n_slots, int
     return is_ok;
 }
 
+template <typename T> static bool is_same(const T & a, const T & b) {
+    return memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+// Any bits, the neighbours of a half's, and values halfway between halves.
+static float draw_float(uint32_t i, std::mt19937 & random) {
+    const uint32_t sign = i << 31, halfway = 0x38000000 + i % 0x800 * 0x1000, near_half = i << 16 | (0x0fff + random() % 3);
+    const uint32_t bits = i % 3 == 0 ? (uint32_t) random() : i % 3 == 1 ? near_half : halfway | sign;
+    float          value;
+    memcpy(&value, &bits, sizeof(bits));
+    return value;
+}
+
+// Rows of every half to f32, and of floats of all kinds to halves, in pieces of every length up to the end of the memory: the
+// bits of ggml's conversion of one value, but for what a NaN holds.
+static bool check_halves() {
+    std::mt19937 random(11);
+    bool         is_ok = true;
+    for (uint32_t at = 0, n = 1; at < 65536; at += n, n = n % 21 + 1) {
+        n = std::min(n, 65536 - at);
+        uint16_t * h = (uint16_t *) end_of_memory(2 * n);
+        float      f[21];
+        for (uint32_t i = 0; i < n; i++) { h[i] = (uint16_t) (at + i); }
+        ggml_cpu_fp16_to_fp32(h, f, n);
+        for (uint32_t i = 0; i < n; i++) {
+            const float expected = ggml_fp16_to_fp32(h[i]);
+            is_ok = is_ok && (std::isnan(expected) ? std::isnan(f[i]) : is_same(f[i], expected));
+        }
+        ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) h, f, n);
+        for (uint32_t i = 0; i < n; i++) { is_ok = is_ok && is_same(f[i], ggml_bf16_to_fp32(((const ggml_bf16_t *) h)[i])); }
+        float *     x = (float *) end_of_memory(4 * n);
+        ggml_fp16_t f16[21];
+        ggml_bf16_t bf16[21];
+        for (uint32_t i = 0; i < n; i++) { x[i] = draw_float(at + i, random); }
+        ggml_cpu_fp32_to_fp16(x, f16, n);
+        ggml_cpu_fp32_to_bf16(x, bf16, n);
+        for (uint32_t i = 0; i < n; i++) {
+            is_ok = is_ok && is_same(f16[i], ggml_fp32_to_fp16(x[i])) && is_same(bf16[i], ggml_fp32_to_bf16(x[i]));
+        }
+    }
+    return is_ok && ggml_get_type_traits_cpu(GGML_TYPE_F16)->from_float == (ggml_from_float_t) ggml_cpu_fp32_to_fp16;
+}
+
 static bool is_close(float result, double expected) {
     return std::isnan(expected) ? std::isnan(result) : std::fabs(result - expected) <= 4e-7 * std::fabs(expected) + 1e-34;
 }
@@ -276,12 +321,16 @@ static void check_all(report_function report) {
                 report(check_format(f, m, n_blocks), name + ", " + std::to_string(m) + " rows of " + std::to_string(n_blocks) + " blocks");
             }
         }
+        if (ggml_blck_size(f.type) == 32) {
+            report(check_format(f, 5, 183), name + ", long rows");  // of more than 3072 bytes: one after another
+        }
     }
     for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
         for (int64_t m : {6, 1}) {
             report(check_floats(type, m), std::string("floats: ") + ggml_type_name(type) + ", " + std::to_string(m) + " rows");
         }
     }
+    report(check_halves(), "rows of halves to floats and back");
     for (ggml_type type : {GGML_TYPE_Q4_K, GGML_TYPE_Q8_0, GGML_TYPE_MXFP4, GGML_TYPE_F16, GGML_TYPE_Q4_1, GGML_TYPE_NVFP4, GGML_TYPE_F32}) {
         for (int64_t n_tokens : {1, 2, 80}) {
             for (int n_threads : {1, 3}) {

@@ -81,6 +81,23 @@ static void test_heap_four_threads() {
     }
 }
 
+// Through volatile pointers: clang removes an allocation that nobody uses, and with it its failure.
+static void * (*volatile allocate)(size_t)              = malloc;
+static void * (*volatile allocate_zeroed)(size_t, size_t) = calloc;
+
+extern "C" size_t pw_heap_bytes(void);  // sysroot/heap.c
+
+// An allocation larger than the free end of the heap takes from the memory only what is missing there.
+static void test_heap_grows_at_its_end() {
+    const size_t large = pw_heap_bytes() + ((size_t) 64 << 20);
+    free(allocate(large));
+    const size_t before = pw_heap_bytes();
+    void *       larger = allocate(large + ((size_t) 32 << 20));
+    EXPECT(larger != nullptr);
+    EXPECT(pw_heap_bytes() - before <= ((size_t) 34 << 20));
+    free(larger);
+}
+
 // A freed gigabyte must serve the next gigabyte: the heap coalesces and does not round up to powers of two.
 static void test_heap_coalesces() {
     for (int round = 0; round < 4; round++) {
@@ -97,10 +114,6 @@ static void test_heap_coalesces() {
         free(whole);
     }
 }
-
-// Through volatile pointers: clang removes an allocation that nobody uses, and with it its failure.
-static void * (*volatile allocate)(size_t)              = malloc;
-static void * (*volatile allocate_zeroed)(size_t, size_t) = calloc;
 
 static void test_heap_refuses() {
     EXPECT(allocate(SIZE_MAX - 100) == nullptr);
@@ -249,6 +262,7 @@ static void test_clock_and_sleep() {
 
 int main() {
     const std::pair<const char *, void (*)()> cases[] = {
+        {"heap grows at its end", test_heap_grows_at_its_end},
         {"heap one thread", test_heap_one_thread},
         {"heap four threads", test_heap_four_threads},
         {"heap coalesces", test_heap_coalesces},

@@ -21,7 +21,7 @@ static void lock_release(struct heap_lock * lock);
 #define HAVE_MMAP 0
 #define HAVE_MREMAP 0
 #define MORECORE morecore
-#define MORECORE_CONTIGUOUS 0
+#define MORECORE_CONTIGUOUS 1   // see morecore
 #define MORECORE_CANNOT_TRIM 1
 #define DEFAULT_GRANULARITY ((size_t) 1 << 20)
 #define MALLOC_ALIGNMENT ((size_t) 16)
@@ -89,6 +89,13 @@ static void * morecore(intptr_t increment) {
     if (increment < 0 || increment % WASM_PAGE_BYTES != 0) {
         return (void *) -1;
     }
+    // dlmalloc asks first for what the free end of the heap lacks, which helps only right behind it, and then, with this bit
+    // set, for all of it anywhere. The bit is taken back: a file mapped in between ends the first way once, not for ever.
+    const int must_follow = !use_noncontiguous(gm);
+    if (must_follow && __builtin_wasm_memory_size(0) * WASM_PAGE_BYTES != (size_t) end) {
+        return (void *) -1;
+    }
+    gm->mflags &= ~USE_NONCONTIGUOUS_BIT;
     const size_t pages = (size_t) increment / WASM_PAGE_BYTES;
     const size_t old   = __builtin_wasm_memory_grow(0, pages);
     if (old == (size_t) -1) {
@@ -96,6 +103,9 @@ static void * morecore(intptr_t increment) {
         return (void *) -1;
     }
     char * piece = (char *) (old * WASM_PAGE_BYTES);
+    if (must_follow && piece != end) {
+        return (void *) -1;   // the host grew the memory in this very moment; these pages are lost
+    }
     end = piece + increment;
     return piece;
 }
