@@ -9,7 +9,8 @@ from .engine import Engine
 from .files import FileTable
 from .imports import ALLOWED_IMPORTS
 from .memory import Memory, MemoryFault
-from .module import CompiledModule, compile_module, load_module
+from .module import CompiledModule, compile_module, load_module, module_digest
+from .watchdog import Watch
 
 __all__ = [
     "ALLOWED_IMPORTS",
@@ -19,6 +20,8 @@ __all__ = [
     "Memory",
     "MemoryFault",
     "Signature",
+    "Watch",
     "compile_module",
     "load_module",
+    "module_digest",
 ]

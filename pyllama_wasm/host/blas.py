@@ -29,6 +29,9 @@ MAX_PRODUCTS = 1 << 29
 """Most multiplications in one call: some 10 ms, 50 on slow machines. Between its calls the guest looks whether it is to
 stop; what it asks for beyond that is refused."""
 
+MAX_ELEMENTS = 1 << 22
+"""Most elements of one matrix: with few multiplications for each, a product takes as long as its memory does."""
+
 _OBEDIENT = frozenset({"openblas", "mkl", "blis"})
 """Libraries that are fast and whose number of threads can be set for the process."""
 
@@ -52,12 +55,12 @@ class Blas:
 
         ``a``, ``b`` and ``c`` are addresses of float32 matrices whose rows lie ``lda``, ``ldb`` and ``ldc`` numbers
         apart; all arguments are unsigned. Raises ``GuestTrap``, and then writes nothing, where one does not fit: a size
-        of 0, more than ``MAX_PRODUCTS`` multiplications, overlapping rows, an address that is not aligned or out of
-        bounds, a result where files are mapped or over a factor.
+        of 0, more than ``MAX_PRODUCTS`` multiplications or ``MAX_ELEMENTS`` elements, overlapping rows, an address that
+        is not aligned or out of bounds, a result where files are mapped or over a factor.
         """
         if not self.is_on:
             raise _refusal("BLAS is off in this sandbox")
-        if not 0 < m * n * k <= MAX_PRODUCTS:
+        if not 0 < m * n * k <= MAX_PRODUCTS or max(m * n, m * k, n * k) > MAX_ELEMENTS:
             raise _refusal(f"a product of {m} x {n} x {k} is not of an allowed size")
         if lda < k or ldb < k or ldc < m:
             raise _refusal(f"rows overlap (lda {lda} and ldb {ldb} for k {k}, ldc {ldc} for m {m})")

@@ -10,6 +10,7 @@ import platform
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import FileIO
@@ -23,6 +24,9 @@ logger = logging.getLogger("pyllama_wasm.cache")
 ENVIRONMENT_VARIABLE = "PYLLAMA_WASM_CACHE"
 
 _KEEP = 4
+_LEFTOVER_S = 3600.0
+"""A file in the making that is older was left by a process that ended before it was done."""
+
 _FORMAT = "2"
 
 _PART_BYTES = 4 << 20
@@ -131,6 +135,7 @@ class CodeCache:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_ours(path, stat.S_ISDIR)
+            _require_fixed(path)
         except OSError as error:
             logger.warning("compiled code is not cached in %s: %s", path, error)
             self.folder = None
@@ -163,18 +168,21 @@ class CodeCache:
             except BaseException:
                 _remove(Path(temporary))
                 raise
-            self._prune()
+            self._prune(self.folder)
         except OSError as error:
             logger.warning("compiled code is not cached in %s: %s", self.folder, error)
 
     def _files(self, key: str) -> list[Path]:
         return sorted(self.folder.glob(f"{key}-*.cwasm")) if self.folder is not None else []
 
-    def _prune(self) -> None:
-        assert self.folder is not None
-        files = sorted(self.folder.glob("*.cwasm"), key=lambda file: file.stat().st_mtime, reverse=True)
+    @staticmethod
+    def _prune(folder: Path) -> None:
+        files = sorted(folder.glob("*.cwasm"), key=_modified_at, reverse=True)
         for file in files[_KEEP:]:
             _remove(file)
+        for file in folder.glob("new-*.tmp"):
+            if 0 < _modified_at(file) < time.time() - _LEFTOVER_S:
+                _remove(file)
 
 
 def _require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
@@ -187,6 +195,23 @@ def _require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
             raise OSError("it belongs to another user")
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise OSError("others can write to it")
+
+
+def _require_fixed(path: Path) -> None:
+    """Raise ``OSError`` when anybody could put another folder in the place of ``path`` after it was looked at."""
+    if hasattr(os, "geteuid"):
+        for parent in path.resolve().parents:
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                raise OSError(f"others can rename what is in {parent}")
+
+
+def _modified_at(path: Path) -> float:
+    """Return when a file was last written, 0 when it is gone."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TypeVar
 
-from ..errors import RequestError, printable
+from ..deadline import Deadline, current_deadline
+from ..errors import HostError, OutputLimitError, RequestError, printable
 from .blas import uses_blas
 from .callbacks import Signature
 from .ffi import Number
@@ -19,8 +20,11 @@ from .jobs import JobThread, close_all
 from .memory import Memory
 from .module import CompiledModule, load_module
 from .sandbox import Sandbox
+from .watchdog import Watch, watchdog
 
 T = TypeVar("T")
+
+_GIVES_BACK = ("free", "close")  # such calls are let through when a deadline has come
 
 
 class Engine:
@@ -56,9 +60,19 @@ class Engine:
         compiled = module if module is not None else load_module()
         sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, uses_blas(blas))
         self._sandbox = sandbox
+        self.load, self.memory_limit_bytes = load, sandbox.memory.max_bytes
+        self.imports = tuple(sorted(f"{item.module}.{item.name}" for item in compiled.module.imports))
+        """Everything the module can reach outside itself, its memory among it."""
+
+        self.deadline_s: float | None = None
+        """How long a job may take, in seconds, where no deadline holds for the calls of its thread."""
+
+        self.output_bytes: int | None = None
+        """Most bytes that :meth:`check_output` lets through."""
+
         try:
             self._jobs = JobThread(sandbox, "pyllama-engine")
-        except BaseException:
+        except HostError:  # there is no thread that could do it
             sandbox.shut()
             raise
         # The thread does not refer to this object, so a forgotten engine is closed when it is collected.
@@ -87,6 +101,11 @@ class Engine:
         return self._sandbox.memory
 
     @property
+    def uses_blas(self) -> bool:
+        """Whether numpy's BLAS does large matrix products."""
+        return self._sandbox.blas.is_on
+
+    @property
     def files(self) -> FileTable:
         """The files the guest may open."""
         return self._sandbox.files
@@ -111,8 +130,21 @@ class Engine:
         Jobs of all callers take turns in order of arrival; a job that is already on the engine's thread runs ``func``
         at once. When the waiting caller is interrupted (Ctrl-C), a job not yet begun is withdrawn, and a running one
         is cancelled as by :meth:`cancel`; the interrupt is raised again when it has ended.
+
+        The deadline that holds for the calling thread holds for the job too: ``DeadlineError``.
         """
+        deadline = current_deadline()
+        if deadline is None and self.deadline_s is not None and threading.get_ident() != self._jobs.ident:
+            deadline = Deadline(self.deadline_s)
+        return self._jobs.run(func, operation, deadline)
+
+    def run_unbounded(self, func: Callable[[], T], operation: str = "call") -> T:
+        """Run ``func`` as :meth:`run` does, whatever deadline holds: to free something, or for several callers."""
         return self._jobs.run(func, operation)
+
+    def watch(self, at: float, look: Callable[[], float | None]) -> Watch:
+        """Call ``look`` at a time of ``time.monotonic``, on the watchdog's thread; it returns when to look again."""
+        return watchdog.watch(at, look)
 
     def post(self, func: Callable[[], None], operation: str = "call") -> None:
         """Run ``func`` on the engine's thread in its turn, with nobody waiting for it; from any thread.
@@ -133,13 +165,27 @@ class Engine:
         ``GuestTrapError`` or ``GuestStoppedError`` when the guest dies in it, ``GuestDiedError`` when it died before,
         ``ClosedError`` after :meth:`close`, and whatever a Python callback raised in it.
         """
-        if threading.get_ident() == self._jobs.ident:
+        jobs = self._jobs
+        if threading.get_ident() == jobs.ident:
+            if jobs.overdue is not None and not export.endswith(_GIVES_BACK):
+                jobs.refuse()
             return self._call(export, *args)
-        return self._jobs.run(lambda: self._call(export, *args), export)
+        return self.run(lambda: self._call(export, *args), export)
 
-    def cancel(self) -> None:
-        """End the running job, if any: cleanly when it ends within 0.1 s, else by stopping the guest for good."""
-        self._jobs.cancel()
+    def cancel(self, grace_s: float | None = None, patience_s: float = 0.0) -> None:
+        """End the running job, if any: cleanly when it ends in time, else by stopping the guest for good.
+
+        In time is within 0.1 s, or within ``grace_s``, which is longer where others have the processor.
+
+        With ``patience_s`` only if the guest call that runs now is not over by then.
+        """
+        self._jobs.cancel(grace_s, patience_s)
+
+    def check_output(self, n_bytes: int, operation: str) -> None:
+        """Raise ``OutputLimitError`` for more bytes than one call may bring out of the sandbox."""
+        if self.output_bytes is not None and n_bytes > self.output_bytes:
+            reason = f"the result has {n_bytes} bytes or more, and may have {self.output_bytes}"
+            raise OutputLimitError(operation, reason, "raise output_bytes")
 
     def register(self, func: Callable[..., object]) -> int:
         """Make a Python function callable by the guest; return the id to pass as its ``user_data``."""

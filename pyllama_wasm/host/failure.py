@@ -7,9 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import GuestAbortError, GuestDiedError, GuestStoppedError, GuestTrapError
-from .ffi import GuestTrap
+from .ffi import GuestTrap, HostStop
 
 _HINT = "load the model again"
+
+
+def described(error: BaseException) -> str:
+    """Return class and text of an exception that may be anybody's, and whose text may fail to come."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,16 @@ class Failures:
     def is_quiet(self) -> bool:
         """Whether nothing at all has happened: the answer after nearly every guest call."""
         return self.death is None and self._raised is None and self._stop_reason is None
+
+    def check_stop(self) -> None:
+        """Raise what makes the guest trap, if the host has begun to stop it: for calls of the guest that take long."""
+        if self.is_stopping:
+            raise HostStop
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the guest is to end: it was told to, or one of its threads has died."""
+        return self._stop_reason is not None or self.death is not None
 
     def abort_text(self, text: str) -> None:
         """Remember why a guest thread is about to abort; its trap follows."""
@@ -83,7 +101,7 @@ class Failures:
         if self._abort_text is not None:
             kind, reason = GuestAbortError, self._abort_text
         elif self._raised is not None and trap.is_unreachable:
-            reason = f"a Python callback raised {type(self._raised).__name__}: {self._raised}"
+            reason = f"a Python callback raised {described(self._raised)}"
         elif self._stop_reason is not None and trap.is_unreachable:
             kind, reason = GuestStoppedError, self._stop_reason
         return self.record(Death(kind, reason, trap.backtrace))

@@ -11,13 +11,12 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any
 
 import wasmtime
 from wasmtime import _ffi
 
-from ..errors import HostError
+from ..errors import HostError, printable
 
 _SLOT_BYTES = ctypes.sizeof(_ffi.wasmtime_val_raw_t)
 """One ``wasmtime_val_raw_t``: 16 bytes, wide enough for a v128."""
@@ -30,7 +29,8 @@ _VALTYPES = {
     "f": wasmtime.ValType.f32,
     "F": wasmtime.ValType.f64,
 }
-_KIND_CODES = {"i32": "i", "i64": "I", "f32": "f", "f64": "F"}
+_NAMES = {"i": "i32", "I": "i64", "f": "f32", "F": "f64"}
+_KINDS = {code: kind() for code, kind in _VALTYPES.items()}
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _NO_FINALIZER: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)()  # null
@@ -54,27 +54,45 @@ class FuncSig:
 
     def __str__(self) -> str:
         """Return the type as ``(i32, i64) -> i32``."""
-        names = {code: kind for kind, code in _KIND_CODES.items()}
-        params = ", ".join(names[code] for code in self.params)
-        return f"({params})" + (f" -> {names[self.result]}" if self.result else "")
+        params = ", ".join(_NAMES[code] for code in self.params)
+        return f"({params})" + (f" -> {_NAMES[self.result]}" if self.result else "")
 
 
 class GuestTrap(Exception):
     """The guest trapped; carries what wasmtime knows about it."""
 
     def __init__(self, reason: str, is_unreachable: bool, backtrace: str) -> None:
-        """Keep the plain reason, whether it was an ``unreachable``, and the wasm backtrace."""
+        """Keep the plain reason, whether it was an ``unreachable`` or an interruption, and the wasm backtrace."""
         super().__init__(reason)
         self.reason, self.is_unreachable, self.backtrace = reason, is_unreachable, backtrace
 
 
+class HostStop(GuestTrap):
+    """Raised by a host function that the guest is to end in, because the host has begun to stop it."""
+
+    def __init__(self) -> None:
+        """Trap as wasmtime's own interruption does."""
+        super().__init__(_TRAP_REASONS["INTERRUPT"], True, "")
+
+
 def func_sig(ty: wasmtime.FuncType) -> FuncSig | None:
     """Return a wasmtime function type as a :class:`FuncSig`, or None when it has values no host call can carry."""
-    params = [_KIND_CODES.get(str(kind), "") for kind in ty.params]
-    results = [_KIND_CODES.get(str(kind), "") for kind in ty.results]
+    params = [_kind_code(kind) for kind in ty.params]
+    results = [_kind_code(kind) for kind in ty.results]
     if "" in params + results or len(results) > 1:
         return None
     return FuncSig("".join(params), "".join(results))
+
+
+def _kind_code(kind: wasmtime.ValType) -> str:
+    """Return the letter of a type of value, or nothing for others.
+
+    By comparing: to ask wasmtime for the kind ends the process where it is a vector or an exception.
+    """
+    for code, known in _KINDS.items():
+        if _ffi.wasmtime_wasm_valtype_equal(kind.ptr(), known.ptr()):
+            return code
+    return ""
 
 
 class FuncExports(Mapping[str, FuncSig]):
@@ -126,6 +144,9 @@ def host_function(sig: FuncSig, func: HostFunction, on_error: Callable[[BaseExce
 
     Whatever ``func`` raises goes to ``on_error``, whose result the guest gets. ``func`` may raise :class:`GuestTrap`
     to end the guest there and then. The caller keeps the object for as long as a guest may call it.
+
+    Nothing must leave the callback itself: ctypes would return what happens to lie on the stack, and wasmtime take that
+    for the address of a trap. So guests are called only with :func:`require_room` for it.
     """
     unpack = struct.Struct("<" + "".join(_UNPACK[c] + f"{_SLOT_BYTES - _width(c)}x" for c in sig.params)).unpack
     size = _SLOT_BYTES * len(sig.params)
@@ -134,26 +155,43 @@ def host_function(sig: FuncSig, func: HostFunction, on_error: Callable[[BaseExce
 
     def entry(_env: int, _caller: int, values: int, _count: int) -> int:
         try:
-            result = func(*unpack(string_at(values, size)))
-        except GuestTrap as trap:
-            return _new_trap(trap.reason)
-        except BaseException as error:
-            result = on_error(error)
-        if cell is not None:
-            cell.from_address(values).value = result
-        return 0
+            try:
+                result = func(*unpack(string_at(values, size)))
+            except GuestTrap as trap:
+                return _new_trap(trap)
+            except BaseException as error:
+                result = on_error(error)
+            if cell is not None:
+                cell.from_address(values).value = result
+            return 0
+        except BaseException:
+            return _new_trap(_unanswered)
 
     return _HOST_FUNCTION(entry)
+
+
+def require_room(n_frames: int = 16) -> None:
+    """Raise ``RecursionError`` unless the calling thread may still nest so many Python functions."""
+    if n_frames:
+        require_room(n_frames - 1)
 
 
 def _width(code: str) -> int:
     return 4 if code in "if" else 8
 
 
-def _new_trap(message: str) -> int:
-    text = message.encode()
-    trap = _ffi.wasmtime_trap_new(ctypes.create_string_buffer(text), len(text))
-    return ctypes.cast(trap, ctypes.c_void_p).value or 0
+def _new_trap(trap: GuestTrap) -> int:
+    if isinstance(trap, HostStop):
+        return _address(_ffi.wasmtime_trap_new_code(wasmtime.TrapCode.INTERRUPT.value))
+    text = trap.reason.encode()
+    return _address(_ffi.wasmtime_trap_new(ctypes.create_string_buffer(text), len(text)))
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+_unanswered = GuestTrap("a host function failed twice", False, "")
 
 
 # -- linking ----------------------------------------------------------------------------------------------------------
@@ -197,15 +235,50 @@ def _take_error(error: Any) -> str:
         wrapped.close()
 
 
+# -- epochs -----------------------------------------------------------------------------------------------------------
+
+_EPOCH_CALLBACK: Any = ctypes.CFUNCTYPE(
+    ctypes.c_size_t,
+    ctypes.POINTER(_ffi.wasmtime_context_t),
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_uint64),
+    ctypes.POINTER(_ffi.wasmtime_update_deadline_kind_t),
+)
+_GO_ON = 0  # WASMTIME_UPDATE_DEADLINE_CONTINUE
+
+
+def _epoch_callback(is_stopping: Callable[[], bool]) -> Any:
+    """Return the C callback of a new epoch, which all stores of an engine meet: this one's guest may go on."""
+
+    def on_epoch(_context: Any, _data: Any, delta: Any, kind: Any) -> int:
+        if is_stopping():
+            return _address(_ffi.wasmtime_error_new(_INTERRUPTED))
+        delta[0], kind[0] = 1, _GO_ON
+        return 0
+
+    return _EPOCH_CALLBACK(on_epoch)
+
+
 # -- instances --------------------------------------------------------------------------------------------------------
 
 
 class Instance:
     """One instance in a store of its own: what one guest thread runs on. Used and closed by one thread."""
 
-    def __init__(self, engine: wasmtime.Engine, pre: wasmtime.InstancePre) -> None:
-        """Instantiate. Raises :class:`GuestTrap` or :class:`~pyllama_wasm.errors.HostError`."""
+    def __init__(
+        self, engine: wasmtime.Engine, pre: wasmtime.InstancePre, is_stopping: Callable[[], bool] | None = None
+    ) -> None:
+        """Instantiate. Raises :class:`GuestTrap` or :class:`~pyllama_wasm.errors.HostError`.
+
+        With ``is_stopping``, for an engine with epochs, the guest traps at an epoch for which that is true.
+        """
         self._store = wasmtime.Store(engine)
+        # What the instance may have beside the shared memory, whose own ceiling holds.
+        self._store.set_limits(_OWN_BYTES, _TABLE_ELEMENTS, 1, _TABLES, 0)
+        self._on_epoch = None if is_stopping is None else _epoch_callback(is_stopping)
+        if self._on_epoch is not None:
+            self._store.set_epoch_deadline(1)
+            _ffi.wasmtime_store_epoch_deadline_callback(self._store.ptr(), self._on_epoch, None, _NO_FINALIZER)
         self._instance = _ffi.wasmtime_instance_t()
         self._trap: Any = ctypes.c_void_p()
         try:
@@ -215,9 +288,11 @@ class Instance:
                 ctypes.byref(self._instance),
                 ctypes.cast(ctypes.byref(self._trap), ctypes.POINTER(ctypes.POINTER(_ffi.wasm_trap_t))),
             )
-            _check("instantiate the module", error)
             if self._trap.value:
                 raise _take_trap(self._trap)
+            if error:
+                failure = _failure(ctypes.cast(error, ctypes.c_void_p).value, self._trap)
+                raise failure if failure.is_unreachable else HostError("instantiate the module", failure.reason)
         except BaseException:
             self._store.close()
             raise
@@ -259,12 +334,8 @@ class Instance:
         def call(*args: Number) -> Number | None:
             if len(args) != n_params:
                 raise TypeError(f"{name} takes {n_params} arguments, got {len(args)}")
-            try:
-                for cell, arg in zip(cells, args, strict=True):
-                    cell.value = arg
-            except TypeError:  # numpy's integers, or a mistake
-                for cell, arg, code in zip(cells, args, sig.params, strict=True):
-                    cell.value = index(arg) if code in "iI" else float(arg)  # type: ignore[arg-type]
+            for cell, arg in zip(cells, args, strict=True):
+                cell.value = arg
             error = _call_unchecked(*addresses)
             if error is not None or trap.value is not None:
                 raise _failure(error, trap)
@@ -301,16 +372,22 @@ _TRAP_REASONS = {
     "INTEGER_DIVISION_BY_ZERO": "integer division by zero",
     "BAD_CONVERSION_TO_INTEGER": "invalid conversion to integer",
     "UNREACHABLE": "unreachable code reached",
+    "INTERRUPT": "interrupted by the host",
     "UNCAUGHT_EXCEPTION": "an exception was thrown and never caught",
 }
-_FRAMES_LIMIT = 64
+_INTERRUPTED = ctypes.create_string_buffer(_TRAP_REASONS["INTERRUPT"].encode())
+_NAME_LIMIT = 500
+
+_OWN_BYTES = 16 << 20  # thrown exceptions lie outside the linear memory
+_TABLES, _TABLE_ELEMENTS = 1, 1 << 20
 
 
-def _failure(error: int | None, trap: Any) -> Exception:
+def _failure(error: int | None, trap: Any) -> GuestTrap:
     if trap.value is not None:
         return _take_trap(trap)
     pointer = ctypes.cast(error, ctypes.POINTER(_ffi.wasmtime_error_t))  # type: ignore[arg-type]
-    return GuestTrap(_last_line(_take_error(pointer)), False, "")
+    reason = _last_line(_take_error(pointer))
+    return GuestTrap(reason, reason == _TRAP_REASONS["INTERRUPT"], "")
 
 
 def _take_trap(cell: Any) -> GuestTrap:
@@ -324,19 +401,18 @@ def _take_trap(cell: Any) -> GuestTrap:
             code = None
         name = code.name if code is not None else ""
         frames = _frames(trap)
-        return GuestTrap(_TRAP_REASONS.get(name) or _last_line(trap.message), name == "UNREACHABLE", frames)
+        reason = _TRAP_REASONS.get(name) or _last_line(trap.message)
+        return GuestTrap(reason, name in ("UNREACHABLE", "INTERRUPT"), frames)
     finally:
         trap.close()
 
 
 def _frames(trap: wasmtime.Trap) -> str:
-    frames: Sequence[wasmtime.Frame] = trap.frames
+    frames: Sequence[wasmtime.Frame] = trap.frames  # wasmtime keeps the innermost 20
     lines = [
-        f"{i:3}: 0x{frame.module_offset:x} {frame.func_name or f'function {frame.func_index}'}"
-        for i, frame in enumerate(frames[:_FRAMES_LIMIT])
+        f"{i:3}: 0x{frame.module_offset:x} {printable(frame.func_name or f'function {frame.func_index}', _NAME_LIMIT)}"
+        for i, frame in enumerate(frames)
     ]
-    if len(frames) > _FRAMES_LIMIT:
-        lines.append(f"     … {len(frames) - _FRAMES_LIMIT} more")
     return "\n".join(lines)
 
 

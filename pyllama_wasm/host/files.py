@@ -7,7 +7,7 @@ import stat
 import threading
 from pathlib import PurePath
 
-from ..errors import ModelFileError, RequestError, printable, reason_of
+from ..errors import LimitError, ModelFileError, RequestError, printable, reason_of
 
 StrPath = str | os.PathLike[str]
 
@@ -24,6 +24,8 @@ class GrantedFile:
         self._users = 0
         self._is_revoked = False
         self._lock = threading.Lock()
+        self.read_error: OSError | None = None
+        """What the system last answered to a read that failed: the guest only knows that it did."""
 
     def acquire(self) -> int:
         """Return the host descriptor and keep it open until :meth:`release`. Raises ``OSError`` after revocation."""
@@ -64,6 +66,9 @@ class GrantedFile:
                     break
                 done += n
             return done
+        except OSError as error:
+            self.read_error = error
+            raise
         finally:
             self.release()
 
@@ -101,6 +106,9 @@ class FileTable:
         """Start with no file."""
         self._lock = threading.Lock()
         self._files: dict[str, GrantedFile] = {}
+        self.limit: int | None = None
+        """Most files granted at a time; ``LimitError`` beyond it."""
+
         self._n_granted = 0
         self._is_closed = False
 
@@ -129,7 +137,7 @@ class FileTable:
         except OSError as error:
             raise ModelFileError(operation, reason_of(error)) from error
         try:
-            _require_regular(operation, os.fstat(own).st_mode)
+            _require_regular(operation, os.fstat(own))
         except BaseException:
             os.close(own)
             raise
@@ -141,6 +149,9 @@ class FileTable:
             if self._is_closed:
                 os.close(fd)
                 raise ModelFileError(f"grant {name}", "the engine is closed")
+            if self.limit is not None and len(self._files) >= self.limit:
+                os.close(fd)
+                raise LimitError(f"grant {name}", f"the sandbox may have {self.limit} files", "raise open_files")
             folder = beside.rpartition("/")[0] if beside else f"/model/{self._n_granted}"
             guest_path = f"{folder}/{_guest_name(name)}"
             if guest_path in self._files:
@@ -156,6 +167,12 @@ class FileTable:
             file = self._files.pop(guest_path, None)
         if file is not None:
             file.revoke()
+
+    def granted(self) -> list[tuple[str, str, int]]:
+        """Return guest path, mode and size in bytes of every file that is granted now."""
+        with self._lock:
+            files = list(self._files.values())
+        return [(file.guest_path, "w" if file.is_writable else "r", file.size_bytes()) for file in files]
 
     def find(self, guest_path: str) -> GrantedFile | None:
         """Return the granted file of exactly that path, or None."""
@@ -180,13 +197,13 @@ def _open_regular(path: StrPath, mode: str) -> int:
     try:
         try:
             # Looked at before it is opened: opening a device or a FIFO can itself have an effect.
-            _require_regular(operation, os.stat(path).st_mode)
+            _require_regular(operation, os.stat(path))
         except FileNotFoundError:
             if mode == "r":
                 raise
         fd = os.open(path, flags, 0o666)
         try:
-            _require_regular(operation, os.fstat(fd).st_mode)
+            _require_regular(operation, os.fstat(fd))
             if mode == "w":
                 os.ftruncate(fd, 0)
         except BaseException:
@@ -200,11 +217,17 @@ def _open_regular(path: StrPath, mode: str) -> int:
     return fd
 
 
-def _require_regular(operation: str, mode: int) -> None:
-    if stat.S_ISDIR(mode):
+_KERNEL_FOLDERS = ("/proc", "/sys")
+"""Linux shows the memory of this process, its environment and its devices as regular files there."""
+
+
+def _require_regular(operation: str, info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
         raise ModelFileError(operation, "it is a folder", "give the path of the .gguf file itself")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(info.st_mode):
         raise ModelFileError(operation, "not a regular file")
+    if info.st_dev in [os.stat(folder).st_dev for folder in _KERNEL_FOLDERS if os.path.ismount(folder)]:
+        raise ModelFileError(operation, "not a file on a disk, but the kernel's")
 
 
 def _guest_name(path: StrPath) -> str:

@@ -41,8 +41,10 @@ class HostCalls:
         if size_bytes > self.memory.max_bytes:
             raise WasiError(Errno.NOMEM)
         host_fd = open_file.file.acquire()
+        # What the guest may write it may also cut, and touching a mapped page that the file has lost ends the process.
+        mappable_fd = None if open_file.file.is_writable else host_fd
         try:
-            address = self.mapping.map(host_fd, offset, size_bytes, file_bytes, open_file.file.read_at)
+            address = self.mapping.map(mappable_fd, offset, size_bytes, file_bytes, open_file.file.read_at)
         finally:
             open_file.file.release()
         if address is None:

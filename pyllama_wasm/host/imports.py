@@ -9,7 +9,7 @@ import wasmtime
 
 from ..errors import HostError
 from . import ffi
-from .failure import Failures
+from .failure import Failures, described
 from .host_calls import HostCalls
 from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
 from .shared_memory import SharedMemory
@@ -46,11 +46,11 @@ class LinkedModule:
             self.close()
             raise
 
-    def instantiate(self) -> ffi.Instance:
-        """Make a store and an instance for the calling thread."""
+    def instantiate(self, is_stopping: Callable[[], bool] | None = None) -> ffi.Instance:
+        """Make a store and an instance for the calling thread; ``is_stopping`` as in :class:`~.ffi.Instance`."""
         if self._pre is None:
             raise HostError("instantiate the module", "the engine is closed")
-        return ffi.Instance(self._engine, self._pre)
+        return ffi.Instance(self._engine, self._pre, is_stopping)
 
     def close(self) -> None:
         """Free everything. Only after every instance has been closed."""
@@ -67,7 +67,7 @@ def _answer(name: str, failures: Failures) -> Callable[[BaseException], int]:
     def answer(error: BaseException) -> int:
         code = expected_errno(error)
         if code is None:
-            failure = HostError(f"answer the guest's call of {name}", f"{type(error).__name__}: {error}")
+            failure = HostError(f"answer the guest's call of {name}", described(error))
             failure.__cause__ = error
             failures.raised(failure)
             return int(Errno.IO)

@@ -8,17 +8,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from ..errors import ClosedError, HostError
-from .threads import WAIT_SLICE_S, start_thread
+from ..deadline import Deadline
+from ..errors import CancelledError, ClosedError, DeadlineError, GuestStoppedError, HostError
+from .threads import WAIT_SLICE_S, start_thread, thread_clock
+from .watchdog import watchdog
 
 T = TypeVar("T")
 
 GRACE_S = 0.1
 """How long a cancelled guest call may take to end by itself before it is stopped, which kills the sandbox."""
 
+_BUSY_S = 0.1  # what a guest may need longer where others have the processor: stopping it would only cost more
 _JOB_GRACE_S = 1.0  # the same for a job that goes on making short guest calls
 _ABANDON_S = 2.0  # longest wait of an interrupted caller for its job to end
 _CLOSE_S = 20.0
@@ -64,12 +68,12 @@ class _State(Enum):
 class _Job:
     """One call of a Python function on the engine's thread."""
 
-    __slots__ = ("_error", "_func", "_latch", "_result", "is_cancelled", "operation", "state")
+    __slots__ = ("_error", "_func", "_latch", "_result", "deadline", "is_cancelled", "is_overdue", "operation", "state")
 
-    def __init__(self, func: Callable[[], Any], operation: str) -> None:
-        self.operation, self._func = operation, func
+    def __init__(self, func: Callable[[], Any], operation: str, deadline: Deadline | None = None) -> None:
+        self.operation, self._func, self.deadline = operation, func, deadline
         self.state = _State.QUEUED
-        self.is_cancelled = False
+        self.is_cancelled = self.is_overdue = False
         self._result: Any = None
         self._error: BaseException | None = None
         self._latch = threading.Lock()
@@ -84,6 +88,18 @@ class _Job:
     def fail(self, error: BaseException) -> None:
         self._error = error
         self.finish()
+
+    def overdue_error(self, has_died: bool = False) -> DeadlineError:
+        if self.deadline is None:
+            raise AssertionError("a job without a deadline is never overdue")
+        return self.deadline.error(self.operation, has_died)
+
+    def tell_overdue(self) -> None:
+        """Say that it was the deadline that ended the job, where it did."""
+        error = self._error
+        if isinstance(error, (CancelledError, GuestStoppedError)) and not isinstance(error, DeadlineError):
+            self._error = self.overdue_error(isinstance(error, GuestStoppedError))
+            self._error.__cause__ = error
 
     def finish(self) -> None:
         self.state = _State.DONE
@@ -116,10 +132,16 @@ class JobThread:
 
         self._lock = threading.RLock()
         self._current: _Job | None = None
+        self.overdue: _Job | None = None
+        """The running job, when its deadline has come and its next guest call is to be refused: ``refuse``."""
+
         self._is_closing = False
         self._ended = threading.Event()
         self._close_error: BaseException | None = None
         self.ident = _NO_THREAD
+        self.cpu_s: Callable[[], float] = time.monotonic
+        """The processor time that its thread has used, in seconds."""
+
         self.is_forked = False
         with _live_lock:
             _live.add(self)
@@ -128,6 +150,9 @@ class JobThread:
         except RuntimeError as error:
             _live.discard(self)
             raise HostError("start the engine's thread", str(error)) from error
+        except BaseException:
+            self.request_close()  # Ctrl-C while it started: it runs, and frees the sandbox itself
+            raise
 
     @property
     def is_closed(self) -> bool:
@@ -135,27 +160,43 @@ class JobThread:
         return self._is_closing
 
     @property
+    def busy_call(self) -> int:
+        """A number that is different for each guest call, 0 while none runs."""
+        return self._guest.busy_call
+
+    @property
     def cancel_requested(self) -> bool:
         """Whether the running job has been cancelled."""
         job = self._current
         return job is not None and job.is_cancelled
 
-    def run(self, func: Callable[[], T], operation: str) -> T:
-        """Run ``func`` after all jobs submitted earlier; inline when already on this thread."""
+    def run(self, func: Callable[[], T], operation: str, deadline: Deadline | None = None) -> T:
+        """Run ``func`` after all jobs submitted earlier; inline when already on this thread.
+
+        When the deadline comes, a job that waits is withdrawn, and one that runs is ended: ``DeadlineError``.
+        """
         if threading.get_ident() == self.ident:
             return func()
         if self._guest.is_guest_thread():
             raise HostError(operation, "a guest thread cannot call its own engine", "only the engine's thread can")
-        job = _Job(func, operation)
+        if deadline is not None:
+            deadline.check(operation)
+        job = _Job(func, operation, deadline)
+        watch = None
         try:
             with self._lock:
                 if self._is_closing:
                     raise ClosedError(operation, "the engine is closed" + (" (forked process)" * self.is_forked))
                 self._queue.put(job)
+            if deadline is not None:
+                watch = watchdog.watch(deadline.due_at, partial(self._look_at_deadline, job))
             job.wait()
         except BaseException:
             self._abandon(job)
             raise
+        finally:
+            if watch is not None:
+                watch.cancel()
         result: T = job.outcome()
         return result
 
@@ -170,12 +211,33 @@ class JobThread:
                 raise ClosedError(operation, "the engine is closed" + (" (forked process)" * self.is_forked))
             self._queue.put(job)
 
-    def cancel(self) -> None:
-        """End the running job: ask it first, stop it after :data:`GRACE_S`. Without one nothing happens."""
+    def cancel(self, grace_s: float | None = None, patience_s: float = 0.0) -> None:
+        """End the running job: ask it first, stop it after ``grace_s``. Without one nothing happens.
+
+        The grace of a deadline is processor time, within bounds; by default it is :data:`GRACE_S` of real time.
+        With ``patience_s`` it is only ended if the guest call that runs now still runs after that time.
+        """
         with self._lock:
-            job = self._current
-            if job is not None:
-                self._cancel(job)
+            job, call = self._current, self._guest.busy_call
+            if job is None:
+                return
+            if not patience_s:
+                self._cancel(job, grace_s)
+                return
+
+        def look() -> None:
+            with self._lock:
+                if job is self._current and call and self._guest.busy_call == call:
+                    self._cancel(job, grace_s)
+
+        watchdog.watch(time.monotonic() + patience_s, look)
+
+    def refuse(self) -> None:
+        """Refuse the guest call that an overdue job is about to make, once: its cleaning up may need some."""
+        with self._lock:
+            job, self.overdue = self.overdue, None
+        if job is not None:
+            raise job.overdue_error()
 
     def request_close(self) -> None:
         """Close later, on the engine's thread; may be called by the garbage collector, so it takes no lock."""
@@ -196,7 +258,7 @@ class JobThread:
         try:
             self._wait_ended()
         except BaseException:
-            self._stop_current("the engine was closed")
+            self.stop_current("the engine was closed")
             raise
         if is_first and self._close_error is not None:
             raise self._close_error
@@ -212,7 +274,7 @@ class JobThread:
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
-        self.ident = threading.get_ident()
+        self.ident, self.cpu_s = threading.get_ident(), thread_clock()
         try:
             while True:
                 job = self._queue.get()
@@ -234,9 +296,11 @@ class JobThread:
             self._current = job
         job.execute()
         with self._lock:
-            self._current = None
+            self._current = self.overdue = None
             if job.is_cancelled:
                 self._guest.set_cancel(False)
+            if job.is_overdue:
+                job.tell_overdue()
         job.finish()
 
     def _finish(self) -> None:
@@ -269,27 +333,25 @@ class JobThread:
         while job.state is not _State.DONE and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
-    def _cancel(self, job: _Job) -> None:
-        if job.is_cancelled:
-            return
-        job.is_cancelled = True
-        self._guest.set_cancel(True)
-        with suppress(RuntimeError):  # no room for a thread: then only the clean way is left
-            threading.Thread(target=self._watch, args=(job,), name="pyllama-watchdog", daemon=True).start()
+    def _look_at_deadline(self, job: _Job) -> None:
+        """Withdraw or end a job whose deadline has come; on the watchdog's thread."""
+        with self._lock:
+            if job.state is _State.QUEUED:
+                job.fail(job.overdue_error())
+            elif job is self._current and job.deadline is not None:
+                job.is_overdue = True
+                self.overdue = job
+                self._cancel(job, job.deadline.grace_s)
 
-    def _watch(self, job: _Job) -> None:
-        """Stop a cancelled job that does not end, again and again: the flag lies in the guest's own memory."""
-        started = since = time.monotonic()
-        call = self._guest.busy_call
-        while job.state is not _State.DONE:
-            time.sleep(_POLL_S)
-            now = time.monotonic()
-            if self._guest.busy_call != call:
-                call, since = self._guest.busy_call, now
-            if call and (now - since >= GRACE_S or now - started >= _JOB_GRACE_S):
-                self._stop_current("it did not end in time after it was cancelled", job)
+    def _cancel(self, job: _Job, grace_s: float | None = None) -> None:
+        """Ask a job to end, and have the watchdog stop it when it does not; under the lock."""
+        if not job.is_cancelled:
+            job.is_cancelled = True
+            self._guest.set_cancel(True)
+            watchdog.watch(time.monotonic() + _POLL_S, _Press(self, job, grace_s).look)
 
-    def _stop_current(self, reason: str, job: _Job | None = None) -> None:
+    def stop_current(self, reason: str, job: _Job | None = None) -> None:
+        """Stop the guest for good if ``job``, or whatever job, runs."""
         with self._lock:
             if self._current is not None and (job is None or self._current is job):
                 self._guest.stop(reason)
@@ -299,9 +361,40 @@ class JobThread:
         while not self._ended.wait(_POLL_S):
             waited = time.monotonic() - started
             if waited >= GRACE_S:
-                self._stop_current("the engine was closed")
+                self.stop_current("the engine was closed")
             if waited >= _CLOSE_S:
                 raise HostError("close the engine", "its thread does not end")
+
+
+class _Press:
+    """Stops a cancelled job that does not end, again and again: the flag lies in the guest's own memory."""
+
+    def __init__(self, jobs: JobThread, job: _Job, grace_s: float | None) -> None:
+        """``grace_s`` is how long one guest call may go on; ``None``: :data:`GRACE_S`, and no longer."""
+        self._jobs, self._job = jobs, job
+        self._grace_s, self._busy_s = (GRACE_S, 0.0) if grace_s is None else (grace_s, _BUSY_S)
+        self._started = time.monotonic()
+        self._note(jobs.busy_call, self._started)
+
+    def look(self) -> float | None:
+        """Stop the guest if it is time to; on the watchdog's thread."""
+        if self._job.state is _State.DONE:
+            return None
+        now, call = time.monotonic(), self._jobs.busy_call
+        if call != self._call:
+            self._note(call, now)
+        if call and (self._is_deaf(now) or now - self._started >= _JOB_GRACE_S):
+            why = "its deadline came" if self._job.is_overdue else "it was cancelled"
+            self._jobs.stop_current(f"it did not end in time after {why}", self._job)
+        return now + _POLL_S
+
+    def _note(self, call: int, now: float) -> None:
+        self._call, self._since, self._cpu_since = call, now, self._jobs.cpu_s()
+
+    def _is_deaf(self, now: float) -> bool:
+        """Whether the guest had its time: of the processor, unless it only waits for that of its other threads."""
+        over_s = now - self._since - self._grace_s
+        return over_s >= 0 and (over_s >= self._busy_s or self._jobs.cpu_s() - self._cpu_since >= self._grace_s)
 
 
 _live: set[JobThread] = set()

@@ -89,7 +89,8 @@ class Memory:
     ) -> npt.NDArray[Any]:
         """Return a numpy array over guest memory, without a copy; read-only unless ``writable``.
 
-        It is valid for as long as the guest keeps that memory. After the engine is closed it reads as zeros (or as
+        A writable one is refused where a file may be mapped meanwhile, as it is written to without the lock. It is
+        valid for as long as the guest keeps that memory. After the engine is closed it reads as zeros (or as
         what it was, where the system has no ``mmap``); it can never reach memory of anybody else.
         """
         kind = np.dtype(dtype)
@@ -103,6 +104,8 @@ class Memory:
             n *= dim
         with self.lock:
             start = self.check(ptr, n, writable)
+            if writable:
+                self._require_no_files(start, n)
             array = self._open().whole[start : start + n].view(kind).reshape(dims)
         array.flags.writeable = writable
         return array
@@ -118,8 +121,8 @@ class Memory:
             start = self.check(ptr, n)
             if start % 4:
                 raise MemoryFault(f"use a matrix at {start:#x}", "not aligned to 4 bytes")
-            if writable and self.for_files.overlaps(start, start + n):
-                raise MemoryFault(f"write a matrix at {start:#x}", "model files are mapped there")
+            if writable:
+                self._require_no_files(start, n)
             array: npt.NDArray[np.float32] = np.ndarray(
                 (n_rows, width), np.float32, self._open().whole, start, (4 * stride, 4)
             )
@@ -182,6 +185,10 @@ class Memory:
                 self.mapped, self.for_files = RangeSet(), RangeSet()
                 shared.close(discard)
 
+    def _require_no_files(self, start: int, n: int) -> None:
+        if n and self.for_files.overlaps(start, start + n):
+            raise MemoryFault(f"write {n} bytes at {start:#x}", "model files are mapped there")
+
     def _open(self) -> SharedMemory:
         if self._shared is None:
             raise ClosedError("access guest memory", "the engine is closed")
@@ -201,7 +208,8 @@ class Flag:
 
     def attach(self, memory: Memory, ptr: int) -> None:
         """Use the word at ``ptr``, which must be aligned and in bounds."""
-        start = memory.check(ptr, 4, writable=True)
+        memory.view(ptr, 1, np.uint32, writable=True)  # where it may be written to at any time
+        start = ptr & ADDRESS_MASK
         if start % 4:
             raise MemoryFault(f"use a flag at {start:#x}", "not aligned to 4 bytes")
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from . import ffi
 from .cache import CodeCache, cache_key, digest, file_digest
 from .import_table import ALLOWED_IMPORTS, MEMORY_IMPORT
 from .shared_memory import MAX_PAGES
+from .signals import trap_signals
 from .threads import MAX_WASM_STACK_BYTES
 
 logger = logging.getLogger("pyllama_wasm.module")
@@ -29,9 +31,19 @@ _SETTINGS: dict[str, object] = {
     "wasm_simd": True,
     "wasm_relaxed_simd": True,
     "wasm_exceptions": True,
+    # What the module has no use for, a module that is not ours shall not have either.
+    "wasm_multi_memory": False,
+    "wasm_memory64": False,
+    "wasm_gc": False,
+    "wasm_function_references": False,
+    "wasm_tail_call": False,
+    "wasm_stack_switching": False,
+    "wasm_custom_page_sizes": False,
+    "wasm_wide_arithmetic": False,
+    "wasm_component_model": False,
     "cranelift_opt_level": "speed",
 }
-"""No epochs and no fuel: they cost a quarter of the speed, and the module has interrupt points of its own."""
+"""No fuel, and epochs only on demand: they cost a quarter of the speed, and our module has interrupt points."""
 
 _WAIT_SLICE_S = 0.05
 
@@ -46,22 +58,31 @@ class CompiledModule:
     """The exported functions that can be called with plain numbers."""
     min_pages: int
     max_pages: int
+    is_interruptible: bool = False
+    """Whether wasmtime can stop it wherever it is, without its help."""
 
 
-def compile_module(wasm: bytes) -> CompiledModule:
-    """Compile ``wasm`` now, without the cache. Raises ``HostError`` when it is invalid or its imports are not ours."""
-    engine = _wasmtime_engine()
+def compile_module(wasm: bytes, interruptible: bool = False) -> CompiledModule:
+    """Compile ``wasm`` now, without the cache. Raises ``HostError`` when it is invalid or its imports are not ours.
+
+    A module that is not ours has no safepoints, and must be ``interruptible`` to be stopped when it does not end: its
+    code then looks at every loop and function whether it is to go on, and what waits for ever is woken.
+    """
+    engine = _wasmtime_engine(interruptible)
     try:
         module = wasmtime.Module(engine, wasm)
     except wasmtime.WasmtimeError as error:
         raise HostError("compile the module", str(error)) from error
-    return _describe(engine, module)
+    return _describe(engine, module, interruptible)
 
 
-def load_module(path: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> CompiledModule:
+def load_module(
+    path: str | os.PathLike[str] | None = None, progress: Progress | None = None, interruptible: bool = False
+) -> CompiledModule:
     """Return the compiled module of a wasm file: from this process, from the cache on disk, or compiled now.
 
     ``path`` defaults to the ``llama.wasm`` this package ships. ``progress`` is told each stage on the calling thread.
+    ``interruptible`` is as in :func:`compile_module`.
     The work is done on another thread, so that Ctrl-C is answered at once; it then goes on and fills the cache.
     Raises ``HostError``.
     """
@@ -70,11 +91,11 @@ def load_module(path: str | os.PathLike[str] | None = None, progress: Progress |
         stat = file.stat()
     except OSError as error:
         raise HostError(f"load {file}", reason_of(error)) from error
-    key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size)
+    key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, interruptible)
     with _loads_lock:
         load = _loads.get(key)
         if load is None or load.error is not None:
-            load = _loads[key] = _Load(file)
+            load = _loads[key] = _Load(file, interruptible)
     return load.wait(progress)
 
 
@@ -87,12 +108,20 @@ def find_wasm() -> Path:
     raise HostError("load llama.wasm", "the package does not contain it", "in a source checkout: make wasm")
 
 
+def module_digest() -> str:
+    """Return the sha256 of the package's module, in hexadecimal. Raises ``HostError`` when there is none."""
+    try:
+        return hashlib.sha256(find_wasm().read_bytes()).hexdigest()
+    except OSError as error:
+        raise HostError("hash the module", reason_of(error)) from error
+
+
 class _Load:
     """One load that several callers may wait for."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, interruptible: bool) -> None:
         self.error: BaseException | None = None
-        self._file = file
+        self._file, self._interruptible = file, interruptible
         self._stages: list[str] = []
         self._result: CompiledModule | None = None
         self._done = threading.Event()
@@ -123,17 +152,17 @@ class _Load:
 
     def _load(self) -> CompiledModule:
         self._stages.append("reading the module")
-        settings = {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES}
-        engine = _wasmtime_engine()
+        settings = {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES, "epoch_interruption": self._interruptible}
+        engine = _wasmtime_engine(self._interruptible)
         cache = CodeCache()
         module = cache.load(engine, cache_key(file_digest(self._file), settings))
         if module is not None:
             logger.debug("%s: machine code taken from %s", self._file.name, cache.folder)
-            return _describe(engine, module)
+            return _describe(engine, module, self._interruptible)
         wasm = self._file.read_bytes()
         self._stages.append("compiling the module (once, some seconds)")
         began = time.perf_counter()
-        compiled = compile_module(wasm)
+        compiled = compile_module(wasm, self._interruptible)
         logger.info("%s: compiled in %.1f s", self._file.name, time.perf_counter() - began)
         self._stages.append("saving the compiled module")
         # The key is of what was compiled: the file may have been replaced since it was looked at first.
@@ -141,9 +170,9 @@ class _Load:
         return compiled
 
 
-def _describe(engine: wasmtime.Engine, module: wasmtime.Module) -> CompiledModule:
+def _describe(engine: wasmtime.Engine, module: wasmtime.Module, interruptible: bool) -> CompiledModule:
     min_pages, max_pages = _check_imports(module)
-    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages)
+    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages, interruptible)
 
 
 def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
@@ -165,35 +194,38 @@ def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
     return limits
 
 
-_loads: dict[tuple[str, int, int], _Load] = {}
+_loads: dict[tuple[str, int, int, bool], _Load] = {}
 _loads_lock = threading.Lock()
-_engine: wasmtime.Engine | None = None
+_engines: dict[bool, wasmtime.Engine] = {}
 _before_fork: list[object] = []
 """In a forked child, what it inherited. Its parent's compiler threads are gone, so it compiles on one thread."""
 
 _engine_lock = threading.Lock()
 
 
-def _wasmtime_engine() -> wasmtime.Engine:
-    """Return the one wasmtime engine of this process: compiled code, no state."""
-    global _engine
+def _wasmtime_engine(interruptible: bool = False) -> wasmtime.Engine:
+    """Return one of the two wasmtime engines of this process: compiled code, no state."""
     with _engine_lock:
-        if _engine is None:
+        engine = _engines.get(interruptible)
+        if engine is None:
             config = wasmtime.Config()
             for name, value in _SETTINGS.items():
                 setattr(config, name, value)
             ffi.set_max_stack(config, MAX_WASM_STACK_BYTES)
+            config.epoch_interruption = interruptible
             config.parallel_compilation = not _before_fork
-            _engine = wasmtime.Engine(config)
-        return _engine
+            engine = _engines[interruptible] = wasmtime.Engine(config)
+            trap_signals.note()
+        return engine
 
 
 def _after_fork() -> None:
     """Start over in a forked child: threads and locks of wasmtime did not come along. Nothing is freed there."""
-    global _engine, _loads, _loads_lock, _engine_lock
-    _before_fork.extend([_engine, _loads])
-    _engine, _loads = None, {}
+    global _engines, _loads, _loads_lock, _engine_lock
+    _before_fork.extend([_engines, _loads])
+    _engines, _loads = {}, {}
     _loads_lock, _engine_lock = threading.Lock(), threading.Lock()
+    trap_signals.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

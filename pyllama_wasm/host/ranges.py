@@ -29,13 +29,18 @@ class RangeSet:
         if join:
             self._join()
 
+    def holding(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return the range that holds ``[start, end)`` whole, or None."""
+        return next((r for r in self._ranges if r[0] <= start < end <= r[1]), None)
+
     def remove(self, start: int, end: int) -> bool:
         """Cut a range out of the one that holds it whole; False, and nothing changes, when none does."""
-        for i, (low, high) in enumerate(self._ranges):
-            if low <= start < end <= high:
-                self._ranges[i : i + 1] = [part for part in ((low, start), (end, high)) if part[0] < part[1]]
-                return True
-        return False
+        found = self.holding(start, end)
+        if found is None:
+            return False
+        i = self._ranges.index(found)
+        self._ranges[i : i + 1] = [part for part in ((found[0], start), (end, found[1])) if part[0] < part[1]]
+        return True
 
     def overlaps(self, start: int, end: int) -> bool:
         """Return whether any range shares an address with ``[start, end)``."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import NoReturn
 
 from ..errors import ClosedError, GuestStoppedError, HostError, RequestError
 from ..logs import one_line
 from .blas import Blas
 from .callbacks import Callbacks
 from .descriptors import Descriptors
-from .failure import Death, Failures
-from .ffi import GuestTrap, Instance, Number
+from .failure import Death, Failures, described
+from .ffi import GuestTrap, Instance, Number, require_room
 from .files import FileTable
 from .host_calls import HostCalls
 from .imports import LinkedModule
@@ -21,7 +22,9 @@ from .memory import Flag, Memory
 from .module import CompiledModule
 from .pages import platform_pages
 from .shared_memory import PAGE_BYTES, SharedMemory
+from .signals import trap_signals
 from .threads import Workers
+from .waker import Waker
 from .wasi import Wasi
 
 logger = logging.getLogger("pyllama_wasm.engine")
@@ -56,22 +59,27 @@ class Sandbox:
         self.blas = Blas(self.memory, blas)
         try:
             descriptors = Descriptors(self.files)
-            mapping = FileMapping(self.memory, pages)
+            mapping = FileMapping(self.memory, pages, self.failures.check_stop)
             calls = HostCalls(
                 self.memory, mapping, descriptors, self.workers, self.callbacks, self.log, self.failures, self.blas
             )
-            wasi = Wasi(self.memory, descriptors, self.log)
+            wasi = Wasi(self.memory, descriptors, self.log, self.failures.check_stop)
             self._linked = LinkedModule(module.engine, module.module, shared, calls, wasi)
+            self._waker = Waker(module.engine, shared) if module.is_interruptible else None
         except BaseException:
             self.memory.close(self._discard)
             raise
 
     def open(self) -> None:
         """Make the main instance and run its constructors. On the engine's thread."""
+        trap_signals.restore()
+        self.busy_call = self._n_calls = 1  # a module may have a start function
         try:
-            self._main = self._linked.instantiate()
+            self._main = self._instantiate()
         except GuestTrap as trap:
-            raise self.failures.record_trap(trap).error("start the module") from None
+            self._die("start the module", trap)
+        finally:
+            self.busy_call = 0
         for flag, name in ((self._stop, "pw_stop"), (self._cancel, "pw_cancel")):
             address = self._main.global_i32(name)
             if address is not None:
@@ -88,8 +96,10 @@ class Sandbox:
         if self.failures.death is not None:
             raise self.failures.died_earlier(export)
         func = self._exports.get(export) or self._bind(export)
+        require_room()
         is_outermost = not self.busy_call
         if is_outermost:
+            trap_signals.keep()
             self._n_calls += 1
             self.busy_call = self._n_calls
         try:
@@ -111,7 +121,7 @@ class Sandbox:
     def stop(self, reason: str) -> None:
         """Make every guest thread trap at its next safepoint. The sandbox is dead then."""
         self.failures.stopping(reason)
-        self._stop.set(1)
+        self._halt()
 
     def is_guest_thread(self) -> bool:
         """Whether the calling thread is one the guest started."""
@@ -122,7 +132,7 @@ class Sandbox:
         self._is_shutting = True
         self.workers.close()
         self.stop("the engine was closed")
-        if not self.workers.wait_until_none(_SHUT_S, lambda: self._stop.set(1)):
+        if not self.workers.wait_until_none(_SHUT_S, self._halt):
             # Its code may run on for ever in this memory: keeping it is the only safe thing.
             raise HostError("close the engine", "a guest thread does not end, its memory is not freed")
         self._stop.detach()
@@ -134,6 +144,8 @@ class Sandbox:
             self._main.close()
             self._main = None
         self._linked.close()
+        if self._waker is not None:
+            self._waker.close()
         self.memory.close(self._discard)
         self.files.close()
         self.log.close()
@@ -142,6 +154,16 @@ class Sandbox:
         """Forget the flags and files in a forked child; its copies of them and of the memory go when it ends."""
         self._stop, self._cancel = Flag(), Flag()
         self.files = FileTable()
+
+    def _instantiate(self) -> Instance:
+        return self._linked.instantiate((lambda: self.failures.is_stopping) if self._waker is not None else None)
+
+    def _halt(self) -> None:
+        """Make every guest thread end as soon as it can; again and again, as the flag lies in the guest's memory."""
+        self._stop.set(1)
+        if self._waker is not None:
+            self._module.engine.increment_epoch()
+            self._waker.step()
 
     def _bind(self, export: str) -> Callable[..., Number | None]:
         if self._main is None:
@@ -161,12 +183,12 @@ class Sandbox:
         if death.backtrace:
             logger.debug("wasm backtrace: %s", one_line(death.backtrace), extra=extra)
 
-    def _die(self, operation: str, trap: GuestTrap) -> None:
+    def _die(self, operation: str, trap: GuestTrap) -> NoReturn:
         """Record a trap of the engine's thread, end the other threads, raise the typed error."""
         death = self.failures.record_trap(trap)
         raised = self.failures.take_raised()
-        self._stop.set(1)
-        self.workers.wait_until_none(_WORKERS_END_S, lambda: self._stop.set(1))
+        self._halt()
+        self.workers.wait_until_none(_WORKERS_END_S, self._halt)
         raise death.error(operation) from raised
 
     def _raise_what_happened(self, operation: str) -> None:
@@ -174,8 +196,8 @@ class Sandbox:
         death = self.failures.record_stop()
         raised = self.failures.take_raised()
         if death is not None:
-            self._stop.set(1)
-            self.workers.wait_until_none(_WORKERS_END_S, lambda: self._stop.set(1))
+            self._halt()
+            self.workers.wait_until_none(_WORKERS_END_S, self._halt)
             raise death.error(operation) from raised
         if raised is not None:
             raise raised
@@ -183,7 +205,7 @@ class Sandbox:
     def _run_worker(self, tid: int, argument: int) -> None:
         """Be one guest thread: an instance of its own over the same memory."""
         try:
-            instance = self._linked.instantiate()
+            instance = self._instantiate()
             try:
                 sig = self._module.exports.get("pw_thread_start")
                 if sig is None:
@@ -193,11 +215,11 @@ class Sandbox:
                 instance.close()
         except GuestTrap as trap:
             self.failures.record_trap(trap)
-            self._stop.set(1)
+            self._halt()
         except BaseException as error:
             self.failures.raised(error)
-            self.failures.record_trap(GuestTrap(str(error), False, ""))
-            self._stop.set(1)
+            self.failures.record_trap(GuestTrap(described(error), False, ""))
+            self._halt()
 
 
 def _max_pages(module: CompiledModule, memory_limit_bytes: int | None) -> int:

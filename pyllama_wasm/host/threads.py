@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from .wasi_errno import Errno
 
@@ -18,19 +19,52 @@ _THREAD_STACK_BYTES = 16 << 20
 WAIT_SLICE_S = 0.05 if sys.platform == "win32" else 3600.0
 """Longest wait on a lock: on Windows Ctrl-C does not interrupt one."""
 
+_START_TRIES = 3
+
 _start_lock = threading.Lock()
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Start a daemon thread with a stack large enough for guest code. Raises ``RuntimeError`` when there is no room."""
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    with _start_lock:  # the size is a setting of the whole process
-        previous = threading.stack_size(_THREAD_STACK_BYTES)
+    for _ in range(_START_TRIES):
+        may_run: SimpleQueue[bool] = SimpleQueue()
+
+        def main(may_run: SimpleQueue[bool] = may_run) -> None:
+            if may_run.get():
+                target()
+
+        thread = threading.Thread(target=main, name=name, daemon=True)
+        with _start_lock:  # the size is a setting of the whole process, which others may change at any moment
+            previous = threading.stack_size(_THREAD_STACK_BYTES)
+            size = 0
+            try:
+                thread.start()
+            finally:
+                size = threading.stack_size(previous)
+                may_run.put(size == _THREAD_STACK_BYTES)
+        if size == _THREAD_STACK_BYTES:
+            return thread
+        threading.stack_size(size)  # it is what somebody else has asked for meanwhile
+    raise RuntimeError("another thread keeps changing threading.stack_size")
+
+
+def thread_clock() -> Callable[[], float]:
+    """Return a clock of the processor time that the calling thread has used, for any thread to read, in seconds.
+
+    Where the system has none it is the time of day; so it is when the thread has ended.
+    """
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+    gettime: Callable[[int], float] = getattr(time, "clock_gettime", lambda _: time.monotonic())
+
+    def read() -> float:
         try:
-            thread.start()
-        finally:
-            threading.stack_size(previous)
-    return thread
+            return gettime(clock)
+        except OSError:
+            return time.monotonic()
+
+    return read
 
 
 class Workers:

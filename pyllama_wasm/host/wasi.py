@@ -44,9 +44,11 @@ _CLOCKS: dict[int, Callable[[], int]] = {
 class Wasi:
     """The calls of one sandbox; every public method is one import and returns 0, or raises ``WasiError``."""
 
-    def __init__(self, memory: Memory, descriptors: Descriptors, log: GuestLog) -> None:
-        """Answer from these; nothing else of the host is reachable."""
-        self._memory, self._descriptors, self._log = memory, descriptors, log
+    def __init__(
+        self, memory: Memory, descriptors: Descriptors, log: GuestLog, check_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """Answer from these; nothing else of the host is reachable. ``check_stop`` raises when a call is to end."""
+        self._memory, self._descriptors, self._log, self._check_stop = memory, descriptors, log, check_stop
 
     # -- clock and random ---------------------------------------------------------------------------------------------
 
@@ -58,10 +60,11 @@ class Wasi:
         return 0
 
     def random_get(self, out: int, size: int) -> int:
-        """Fill a buffer from the system's random source."""
+        """Fill a buffer of at most 64 KiB from the system's random source, which takes seconds for a large one."""
         self._memory.check(out, size, writable=True)
-        for at in range(0, size, _RANDOM_LIMIT):
-            self._memory.write(out + at, os.urandom(min(_RANDOM_LIMIT, size - at)))
+        if size > _RANDOM_LIMIT:
+            raise WasiError(Errno.INVAL)
+        self._memory.write(out, os.urandom(size))
         return 0
 
     # -- descriptors --------------------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ class Wasi:
 
     def _read(self, open_file: OpenFile, buffers: list[tuple[int, int]]) -> int:
         total = 0
-        for start, size in _chunks(buffers):
+        for start, size in self._chunks(buffers):
             with self._memory.writable_buffer(start, size) as buffer:
                 n = open_file.file.read_at(buffer, open_file.offset)
             open_file.offset += n
@@ -136,7 +139,7 @@ class Wasi:
         self._memory.check(out, 4, writable=True)
         total = 0
         if fd in (1, 2):
-            for start, size in _chunks(buffers):
+            for start, size in self._chunks(buffers):
                 self._log.write_stream(fd, self._memory.read(start, size))
                 total += size
         else:
@@ -144,7 +147,7 @@ class Wasi:
             if not open_file.is_writable:
                 raise WasiError(Errno.BADF)
             with open_file.lock:
-                for start, size in _chunks(buffers):
+                for start, size in self._chunks(buffers):
                     with self._memory.readable_buffer(start, size) as buffer:
                         n = open_file.file.write_at(buffer, open_file.offset)
                     open_file.offset += n
@@ -233,11 +236,12 @@ class Wasi:
             raise WasiError(Errno.INVAL)
         return [(start, size) for start, size in buffers]
 
-
-def _chunks(buffers: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for start, size in buffers:
-        for at in range(0, size, _TRANSFER_CHUNK):
-            yield start + at, min(_TRANSFER_CHUNK, size - at)
+    def _chunks(self, buffers: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Go through the buffers in pieces, and no further when the guest is to stop: a disk may be slow."""
+        for start, size in buffers:
+            for at in range(0, size, _TRANSFER_CHUNK):
+                self._check_stop()
+                yield start + at, min(_TRANSFER_CHUNK, size - at)
 
 
 def _regular_stat(inode: int, size_bytes: int) -> bytes:

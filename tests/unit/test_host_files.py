@@ -231,6 +231,22 @@ def test_reading_works_where_there_is_no_pread(model: Path, monkeypatch: pytest.
     table.close()
 
 
+def test_reading_that_fails_is_remembered(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyllama_wasm.host import files
+
+    def failing(_fd: int, _buffer: memoryview, _offset: int) -> int:
+        raise OSError(5, "Input/output error")
+
+    table = FileTable()
+    file = found(table, table.grant(model))
+    assert file.read_error is None
+    monkeypatch.setattr(files, "_read_once", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        file.read_at(memoryview(bytearray(4)), 0)
+    assert file.read_error is not None and file.read_error.errno == 5
+    table.close()
+
+
 def test_short_reads_of_the_system_are_joined(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyllama_wasm.host import files
 

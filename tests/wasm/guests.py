@@ -32,27 +32,30 @@ def imports(*names: str) -> str:
     return "\n".join(lines)
 
 
-def guest(body: str, uses: tuple[str, ...] = (), min_pages: int = 2, max_pages: int = 256) -> CompiledModule:
+def guest(
+    body: str, uses: tuple[str, ...] = (), min_pages: int = 2, max_pages: int = 256, interruptible: bool = False
+) -> CompiledModule:
     """Compile a guest: ``body`` with the memory, the two flags and the named imports around it."""
-    return _compiled(
+    return bare(
         f"""(module
         (import "env" "memory" (memory {min_pages} {max_pages} shared))
         {imports(*uses)}
         (export "memory" (memory 0))
         (global (export "pw_stop") i32 (i32.const {STOP}))
         (global (export "pw_cancel") i32 (i32.const {CANCEL}))
-        {body})"""
+        {body})""",
+        interruptible,
     )
 
 
-def bare(text: str) -> CompiledModule:
+def bare(text: str, interruptible: bool = False) -> CompiledModule:
     """Compile a whole module as it is."""
-    return _compiled(text)
+    return _compiled(text, interruptible)
 
 
 @cache
-def _compiled(text: str) -> CompiledModule:
-    return compile_module(bytes(wasmtime.wat2wasm(text)))
+def _compiled(text: str, interruptible: bool) -> CompiledModule:
+    return compile_module(bytes(wasmtime.wat2wasm(text)), interruptible)
 
 
 def forwarding(max_pages: int = 256) -> CompiledModule:
