@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .errors import ModelFormatError, PyllamaError, UnsupportedModelError
@@ -22,6 +23,8 @@ _ANOTHER_MODEL = "made for another model?"
 
 _TYPES = {"general.type": "string", "general.architecture": "string", "adapter.type": "string"}
 _OPTIONAL_TYPES = {"adapter.lora.alpha": "float32", "adapter.alora.invocation_tokens": "array"}
+
+_MAX_INVOCATION_TOKENS = 1 << 16
 
 # Types that ggml multiplies with; the integers, f64 and the types of intermediate results it asserts on.
 _NO_WEIGHTS = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_k"})
@@ -51,11 +54,16 @@ def _check_metadata(reader: GGUFReader, model: LoadedModel, operation: str) -> N
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if reader.metadata[key] != wanted:
             raise ModelFormatError(operation, f"{key} is {reader.metadata[key]!r} and not {wanted!r}")
+    alpha = reader.metadata.get("adapter.lora.alpha", 0.0)
+    if isinstance(alpha, float) and not math.isfinite(alpha):
+        raise ModelFormatError(operation, f"adapter.lora.alpha is {alpha}")
     architecture = model.metadata.get("general.architecture")
     if reader.architecture != architecture:
         reason = f"it is for architecture {reader.architecture!r} and the model is {architecture!r}"
         raise UnsupportedModelError(operation, reason, _ANOTHER_MODEL)
     tokens = reader.metadata.get("adapter.alora.invocation_tokens", ())
+    if not isinstance(tokens, (str, int, float)) and len(tokens) > _MAX_INVOCATION_TOKENS:
+        raise ModelFormatError(operation, f"it has {len(tokens)} invocation tokens")
     for token in tokens if not isinstance(tokens, (str, int, float)) else ():
         if not isinstance(token, int) or not 0 <= token < model.vocab.n_tokens:
             raise UnsupportedModelError(operation, f"invocation token {token!r} is not in the vocabulary")

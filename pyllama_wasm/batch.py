@@ -16,6 +16,7 @@ Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 _I32_MAX = 2**31 - 1
+_MAX_NUMBERS = 2**30
 _ADD = "add to the batch"
 
 
@@ -34,6 +35,9 @@ class Batch:
         for name, value, low in (("n_tokens_max", n_tokens_max, 1), ("n_seq_max", n_seq_max, 1), ("n_embd", n_embd, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise RequestError("make a batch", f"{name} is {value!r} and not a positive integer")
+        # Some 20 bytes a token here, and as much again in the sandbox, which has 4 GiB.
+        if n_tokens_max * (n_seq_max + n_embd + 4) > _MAX_NUMBERS:
+            raise RequestError("make a batch", f"{n_tokens_max} tokens of this kind are too many for the sandbox")
         self.n_tokens_max = n_tokens_max
         self.n_seq_max = n_seq_max
         self.n_embd = n_embd

@@ -6,7 +6,6 @@ on the engine thread.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._grammar_check import check_grammar_text
 from ._sampler_parts import ALL_TOKENS, Leaf, Parts
 from .custom_sampler import CustomSampler, SamplerHook
 from .errors import GuestException, RequestError
@@ -249,20 +249,12 @@ def split_triggers(triggers: Sequence[str | int]) -> tuple[list[str], list[int]]
     return patterns, tokens
 
 
-# Strings, character classes and comments of GBNF, whose braces mean nothing, and repetitions.
-_REPETITION = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|\{\s*(\d+)\s*,\s*(\d+)\s*\}', re.DOTALL)
-
-
 def _check_grammar(model: LoadedModel, text: str, root: str) -> None:
     model.vocab._check_present("set grammar")
     if not check_text("grammar", text):
         raise RequestError("set grammar", "it is empty")
     check_text("root", root)
-    for found in _REPETITION.finditer(text):
-        least, most = found.groups()
-        # The parser counts from most - least down to 0, unsigned, and takes all the memory there is.
-        if most is not None and int(least[-20:]) > int(most[-20:]):
-            raise RequestError("set grammar", f"the repetition {found.group()} ends before it begins")
+    check_grammar_text(text)
 
 
 def _grammar(model: LoadedModel, key: tuple[object, ...], init: Callable[[], Any]) -> Recipe:
