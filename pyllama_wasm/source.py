@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._gguf_cursor import check_magic
-from .errors import ModelFileError, OutOfMemoryError, RequestError
+from ._snapshot import LIMIT_BYTES, Snapshot, open_regular, too_large, unnamed_copy
+from .errors import ModelFileError, RequestError, reason_of
 from .gguf import GGUFReader
 
 if TYPE_CHECKING:
     from .host import Engine
+    from .host.files import GrantedFile
 
 __all__ = ["ModelSource", "Readable", "Source", "split_parts"]
 
@@ -31,9 +31,6 @@ class Readable(Protocol):
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | bytes | bytearray | memoryview | Readable
 """A path, the paths of all parts of a split model in order, the bytes of a file, or a binary file object."""
 
-_COPY_BYTES = 4 << 20
-_LIMIT_BYTES = 1 << 32
-
 
 class ModelSource:
     """The file or files of one model, ready to be granted to a sandbox; ``close`` it when the load has ended.
@@ -45,33 +42,40 @@ class ModelSource:
     path: Path
     """The first file, or just a name when there is none."""
 
-    def __init__(self, source: Source, limit_bytes: int | None = None) -> None:
+    def __init__(self, source: Source, limit_bytes: int | None = None, *, snapshot: bool = False) -> None:
         """Look at ``source``; nothing is granted yet.
 
-        Raises ``ModelFileError`` or ``ModelFormatError`` when it cannot be read or does not start like a GGUF,
-        ``RequestError`` when it is none of the kinds of ``Source`` or a part of a split model that is not the first.
+        With ``snapshot`` every file is copied now, as bytes are: whoever writes to it or cuts it short later changes
+        nothing here. Raises ``ModelFileError`` or ``ModelFormatError`` when it cannot be read or does not start like a
+        GGUF, ``OutOfMemoryError`` when what is copied has more than ``limit_bytes``, ``RequestError`` when it is none
+        of the kinds of ``Source`` or a part of a split model that is not the first.
         """
-        self._limit = min(limit_bytes, _LIMIT_BYTES) if isinstance(limit_bytes, int) else _LIMIT_BYTES
+        self._limit = min(limit_bytes, LIMIT_BYTES) if isinstance(limit_bytes, int) else LIMIT_BYTES
         self._fd: int | None = None
         self.parts: list[Path] = []
         """The further parts, by the naming of a split model or as they were given."""
         self.is_listed = False
         """Whether the parts were given one by one."""
+        self._granted: list[tuple[GrantedFile, int]] = []
+        self.snapshots: tuple[Snapshot, ...] = ()
+        """The copies, one for each file. Whoever keeps them lets later loads of the unchanged file share them."""
         if isinstance(source, (str, os.PathLike)):
             self.path = Path(source)
             self._find_parts()
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self.path = Path("bytes")
-            self._keep(_reader(source))
+            self._fd = unnamed_copy(_reader(source), self._limit, self.operation)
         elif isinstance(source, Sequence):
             self._take_list(source)
         elif callable(getattr(source, "read", None)):
             self.path = Path(_name_of(source))
-            self._take_file(source)
+            self._take_file(source, snapshot)
         else:
             raise RequestError("load a model", f"{type(source).__name__} is no path, no bytes and no binary file")
         try:
-            check_magic(self.path if self._fd is None else self._fd, self.operation)
+            check_magic(self._data, self.operation)
+            if snapshot and self._fd is None:
+                self._take_snapshots()
         except BaseException:
             self.close()
             raise
@@ -84,31 +88,62 @@ class ModelSource:
     @property
     def size_bytes(self) -> int:
         """Return the size of the first file, 0 when it is gone."""
+        data = self._data
         try:
-            return os.fstat(self._fd).st_size if self._fd is not None else self.path.stat().st_size
+            return (os.fstat(data) if isinstance(data, int) else data.stat()).st_size
         except OSError:
             return 0
 
     def header(self) -> GGUFReader:
         """Read the header of the first file; raises as ``GGUFReader`` does."""
-        return GGUFReader(self.path if self._fd is None else self._fd, self.operation)
+        return GGUFReader(self._data, self.operation)
+
+    def part_headers(self) -> Iterator[GGUFReader]:
+        """Read the headers of the further parts, one by one; raises as ``GGUFReader`` does."""
+        for number, part in enumerate(self.parts, 1):
+            data = self.snapshots[number].fd if self.snapshots else part
+            yield GGUFReader(data, f"{self.operation}: part {part.name}")
 
     def grant(self, engine: Engine) -> list[str]:
         """Let ``engine`` read the files; return their guest paths, the first one first."""
         if self._fd is not None:
             return [engine.files.grant_fd(self._fd, self.path.name)]
-        guest_paths = [engine.files.grant(self.path)]
-        for part in self.parts:
-            beside = None if self.is_listed else guest_paths[0]
+        guest_paths: list[str] = []
+        for number, path in enumerate((self.path, *self.parts)):
+            beside = None if self.is_listed or not guest_paths else guest_paths[0]
             try:
-                guest_paths.append(engine.files.grant(part, beside=beside))
+                if self.snapshots:
+                    guest_path = engine.files.grant_fd(self.snapshots[number].fd, path.name, beside=beside)
+                else:
+                    guest_path = engine.files.grant(path, beside=beside)
             except ModelFileError as error:
-                hint = "" if self.is_listed else "all parts of a split model lie in one folder"
-                raise ModelFileError(self.operation, f"part {part.name}: {error.reason}", hint) from error
+                if number == 0:
+                    raise
+                raise self._part_error(number, error) from error
+            guest_paths.append(guest_path)
+            if granted := engine.files.find(guest_path):
+                self._granted.append((granted, granted.size_bytes()))
         return guest_paths
 
+    @property
+    def read_error(self) -> OSError | None:
+        """Return what the system answered to a read of the guest that failed, if any did."""
+        return next((file.read_error for file, _ in self._granted if file.read_error is not None), None)
+
+    def check_whole(self) -> None:
+        """Raise ``ModelFileError`` when a granted file has lost its end since: what was missing is read as zeros."""
+        for file, size_bytes in self._granted:
+            try:
+                is_cut = file.size_bytes() < size_bytes
+            except OSError as error:
+                raise ModelFileError(self.operation, reason_of(error)) from error
+            if is_cut:
+                reason = "the file became shorter while it was read"
+                raise ModelFileError(self.operation, reason, "load it when it is whole")
+
     def close(self) -> None:
-        """Forget the unnamed file; what is granted or mapped of it stays. Again is fine."""
+        """Forget the unnamed files; what is granted or mapped of them stays. Again is fine."""
+        self.snapshots, self._granted = (), []
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
@@ -127,24 +162,47 @@ class ModelSource:
         self.path, *self.parts = (Path(item) for item in source)
         self.is_listed = True
 
-    def _take_file(self, file: Any) -> None:
+    def _take_file(self, file: Any, is_copied: bool) -> None:
         fd = _whole_file(file)
-        if fd is not None:
+        if fd is None:
+            self._fd = unnamed_copy(file.read, self._limit, self.operation)
+        elif is_copied:
+            self.snapshots = (Snapshot.of(fd, self._limit, self.operation),)
+        else:
             self._fd = os.dup(fd)
-            return
-        self._keep(file.read)
 
-    def _keep(self, read: Callable[[int], Any]) -> None:
-        """Copy what ``read`` gives into an unnamed file."""
-        fd = _unnamed_file()
-        try:
-            with open(fd, "wb", buffering=0, closefd=False) as target:
-                _copy(read, target, self._limit, self.operation)
-            _seal(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
+    def _take_snapshots(self) -> None:
+        """Copy the files that were given by name; together they have at most the limit."""
+        if self.snapshots:
+            return
+        snapshots: list[Snapshot] = []
+        for number, path in enumerate((self.path, *self.parts)):
+            try:
+                fd = open_regular(path, self.operation)
+                try:
+                    snapshots.append(Snapshot.of(fd, self._limit, self.operation))
+                finally:
+                    os.close(fd)
+            except ModelFileError as error:
+                if number == 0:
+                    raise
+                raise self._part_error(number, error) from error
+            if sum(snapshot.size_bytes for snapshot in snapshots) > self._limit:
+                raise too_large(self._limit, self.operation)
+        self.snapshots = tuple(snapshots)
+        check_magic(self._data, self.operation)  # of the file that was copied; it may be another one by now
+
+    @property
+    def _data(self) -> Path | int:
+        """Where the bytes of the first file are."""
+        if self._fd is not None:
+            return self._fd
+        return self.snapshots[0].fd if self.snapshots else self.path
+
+    def _part_error(self, number: int, error: ModelFileError) -> ModelFileError:
+        """Return ``error`` of a further part, told of the model."""
+        hint = "" if self.is_listed else "all parts of a split model lie in one folder"
+        return ModelFileError(self.operation, f"part {self.parts[number - 1].name}: {error.reason}", hint)
 
 
 def split_parts(name: str) -> list[str]:
@@ -193,39 +251,3 @@ def _whole_file(file: object) -> int | None:
         return raw.fileno() if isinstance(file, io.IOBase) and file.tell() == 0 else None
     except OSError:  # a pipe has no position
         return None
-
-
-def _copy(read: Callable[[int], Any], target: io.FileIO, limit: int, operation: str) -> None:
-    total = 0
-    while True:
-        try:
-            piece = read(_COPY_BYTES)
-        except (OSError, ValueError) as error:  # ValueError: the file object is closed
-            raise ModelFileError(operation, str(error)) from error
-        if piece is None or isinstance(piece, str):
-            raise RequestError(operation, "the file object does not read bytes", "open it with mode 'rb'")
-        if not piece:
-            return
-        view = memoryview(piece).cast("B")
-        total += len(view)
-        if total > limit:
-            hint = "raise memory_limit_bytes" if limit < _LIMIT_BYTES else "use a smaller model"
-            raise OutOfMemoryError(operation, f"it has more than {limit / 2**20:.0f} MiB", hint)
-        while len(view):
-            view = view[target.write(view) :]
-
-
-def _unnamed_file() -> int:
-    """Return the descriptor of a new file without a name: in memory on Linux, else in the temporary folder."""
-    if sys.platform == "linux":
-        return os.memfd_create("pyllama_wasm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile(prefix="pyllama_wasm-") as file:
-        return os.dup(file.fileno())
-
-
-def _seal(fd: int) -> None:
-    """Make a file in memory unchangeable: then a mapping of it can never lose its pages."""
-    if sys.platform == "linux":
-        import fcntl
-
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)

@@ -17,6 +17,7 @@ import pytest
 import pyllama_wasm as pw
 
 LIMIT_S = 0.2
+TRIES, PATIENCE_S = 5, 60.0
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to oneself on Windows")
 
 
@@ -55,16 +56,26 @@ def check_afterwards(model: pw.Model) -> bool:
 
 
 def ends_in_time(path: Path, end: Callable[[pw.Model], float]) -> bool:
-    """Whether ``end`` came back within the limit and left its model usable, in one of five tries.
+    """Whether ``end`` came back within the limit and left its model usable, in one of several tries.
 
-    One try alone would test how busy the machine is.
+    One try alone would test how busy the machine is: there are five, and more until a minute is over.
     """
-    for _ in range(5):
+    began = time.monotonic()
+    n_tries = 0
+    while n_tries < TRIES or time.monotonic() - began < PATIENCE_S:
+        n_tries += 1
         with pw.Model(path) as model:
             took = end(model)
             if check_afterwards(model) and took < LIMIT_S:
                 return True
     return False
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 LONG_PROMPT = "Tell me about the history of the world in great detail. " * 150
@@ -159,7 +170,8 @@ def test_cancel_ends_every_call_and_the_model_goes_on(smollm2_path: Path) -> Non
         threads = [threading.Thread(target=work, args=(p,)) for p in ("a", "Once", LONG_PROMPT, LONG_PROMPT)]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        wait_until(lambda: len(model._calls) == 4 and bool(model._cancellable))
+        time.sleep(0.3)  # so that two answer while the long prompts are read
         assert len(model._calls) == 4
         began = time.perf_counter()
         model.cancel()
@@ -215,7 +227,7 @@ def test_cancel_does_not_reach_the_job_behind_the_one_it_meant(tiny: pw.Model, m
         has_begun.set()
         time.sleep(0.05)
 
-    def slow_cancel() -> None:
+    def slow_cancel(*_: float) -> None:
         time.sleep(0.2)  # the first job has long come to its end by then
         order.append("cancel")
 

@@ -113,3 +113,38 @@ print(len(model.generate("a", max_tokens=2).tokens))
     assert lines[0].startswith("RequestError: ") and "File too large" in lines[0]
     assert lines[1] == "ModelFileError: it could not be written whole" and lines[2] == "2"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"state": b"old", "model": b"old"}
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, "short"])
+@pytest.mark.parametrize("kind", ["model", "quantize"])
+def test_each_write_of_the_guest_may_fail(
+    writers: dict[str, Save], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: int | str
+) -> None:
+    """One failed write in the middle, with good ones behind it, must not make a file with a hole."""
+    save, real, path = writers[kind], os.pwrite, tmp_path / "file"
+    save(path)
+    whole = path.read_bytes()
+    n_calls, k = 0, 0
+    while n_calls >= k:  # the last was reached
+        n_calls, k = 0, k + 1
+        path.write_bytes(b"old")
+
+        def write(fd: int, data: memoryview, offset: int, k: int = k) -> int:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls != k:
+                return real(fd, data, offset)
+            if isinstance(fault, int):
+                raise OSError(fault, os.strerror(fault))
+            return real(fd, data[: max(1, len(data) // 2)], offset)
+
+        monkeypatch.setattr(os, "pwrite", write)
+        try:
+            save(path)
+            has_failed = False
+        except pw.ModelFileError:
+            has_failed = True
+        assert has_failed == (isinstance(fault, int) and n_calls >= k), f"write {k} of {n_calls}"
+        assert path.read_bytes() == (b"old" if has_failed else whole)
+        assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert k > 20

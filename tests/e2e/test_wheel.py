@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,16 @@ def test_wheel_holds_nothing_else(wheel: Path) -> None:
     assert roots == {"pyllama_wasm", f"pyllama_wasm-{pw.__version__}.dist-info"}
 
 
+def test_wheel_holds_its_bill_of_materials(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"pyllama_wasm-{pw.__version__}.dist-info/sboms/pyllama-wasm.cdx.json")
+    bill = json.loads(text)
+    assert (bill["bomFormat"], bill["metadata"]["component"]["version"]) == ("CycloneDX", pw.__version__)
+    [module] = [part for part in bill["components"] if part["name"] == "llama.wasm"]
+    assert module["hashes"][0]["content"] == hashlib.sha256((ROOT / "wasm/llama.wasm").read_bytes()).hexdigest()
+    assert {"numpy", "wasmtime", "libc++", "musl", "ziglang"} <= {part["name"] for part in bill["components"]}
+
+
 def test_sdist_holds_what_a_build_and_the_tests_need(built: Path) -> None:
     [path] = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
@@ -80,6 +91,7 @@ def test_sdist_holds_what_a_build_and_the_tests_need(built: Path) -> None:
         "README.md",
         "LICENSE",
         "THIRD_PARTY.md",
+        "SECURITY.md",
         "wasm/llama.wasm",
         "wasm/build.sh",
     }
