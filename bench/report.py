@@ -70,7 +70,7 @@ class Numbers:
         ops = limits.get("f32_ops_per_s", limits["sgemm_ops_per_s"])
         if not model.endswith(("F16", "F32", "BF16")):
             ops = limits.get("int8_ops_per_s", ops)
-        bound = measure.Limits(n_threads, limits["read_bytes_per_s"], ops)
+        bound = measure.MachineLimits(n_threads, limits["read_bytes_per_s"], ops)
         return bound.share(figure, value, measure.ModelCost(**cost))
 
 

@@ -16,6 +16,7 @@ from .batch import Batch
 from .candidates import Candidates
 from .context import Context
 from .custom_sampler import CustomSampler
+from .deadline import deadline
 from .demo import demo_model
 from .embedding import Embeddings, RankedDocument
 from .errors import (
@@ -23,16 +24,19 @@ from .errors import (
     CancelledError,
     ClosedError,
     ContextFullError,
+    DeadlineError,
     GuestAbortError,
     GuestDiedError,
     GuestException,
     GuestStoppedError,
     GuestTrapError,
     HostError,
+    LimitError,
     ModelError,
     ModelFileError,
     ModelFormatError,
     OutOfMemoryError,
+    OutputLimitError,
     PyllamaError,
     RequestError,
     SandboxError,
@@ -42,6 +46,7 @@ from .estimate import MemoryEstimate, estimate_memory
 from .generate import ChatStream, TextStream
 from .gguf import GGUFArray, GGUFReader, GGUFTensor
 from .imatrix import Imatrix, read_imatrix
+from .limits import Limits
 from .logs import LogSetup, configure_logging
 from .memory import Memory
 from .model import Model
@@ -50,6 +55,7 @@ from .quantize import QuantizeResult, quantize
 from .quantize_params import QUANTIZE_TYPES, QuantizeParams
 from .sampler import Sampler, SamplerPerf
 from .sampler_chain import SamplerChain
+from .sandbox_report import GrantedFile, SandboxReport
 from .state import State
 from .types import ChatCompletion, ChatMessage, Completion, ContextPerf, Timings, Usage
 from .vocab import Vocab
@@ -74,10 +80,12 @@ __all__ = [
     "ContextPerf",
     "ControlVector",
     "CustomSampler",
+    "DeadlineError",
     "Embeddings",
     "GGUFArray",
     "GGUFReader",
     "GGUFTensor",
+    "GrantedFile",
     "GuestAbortError",
     "GuestDiedError",
     "GuestException",
@@ -85,6 +93,8 @@ __all__ = [
     "GuestTrapError",
     "HostError",
     "Imatrix",
+    "LimitError",
+    "Limits",
     "LogSetup",
     "LoraAdapter",
     "Memory",
@@ -95,6 +105,7 @@ __all__ = [
     "ModelFormatError",
     "ModelParams",
     "OutOfMemoryError",
+    "OutputLimitError",
     "PyllamaError",
     "QuantizeParams",
     "QuantizeResult",
@@ -105,6 +116,7 @@ __all__ = [
     "SamplerPerf",
     "SamplingParams",
     "SandboxError",
+    "SandboxReport",
     "State",
     "TextStream",
     "Timings",
@@ -113,6 +125,7 @@ __all__ = [
     "Vocab",
     "__version__",
     "configure_logging",
+    "deadline",
     "demo_model",
     "estimate_memory",
     "quantize",

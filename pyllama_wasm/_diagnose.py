@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 
 from ._guest_log import LogExcerpt
+from ._model_check import find_fault
 from .errors import (
+    GuestAbortError,
     GuestDiedError,
+    GuestTrapError,
     ModelError,
+    ModelFileError,
     ModelFormatError,
     OutOfMemoryError,
     PyllamaError,
     RequestError,
     UnsupportedModelError,
+    reason_of,
 )
 from .gguf import GGUFReader
 from .source import ModelSource, split_parts
@@ -20,6 +25,8 @@ from .source import ModelSource, split_parts
 __all__ = ["explain_load_failure"]
 
 _UNSUPPORTED = re.compile(r"unknown model architecture|unknown pre-tokenizer|unknown tokenizer|unsupported", re.I)
+_WORD = re.compile(r"\w+")
+"""All that libc++ says of a length or an index that is out of range: ``vector``."""
 
 
 def explain_load_failure(
@@ -34,18 +41,25 @@ def explain_load_failure(
     if isinstance(cause, RequestError):
         return cause
     try:
-        problem = _split_problem(source, source.header())
-        for part in source.parts:
-            GGUFReader(part, f"{operation}: part {part.name}")
+        header = source.header()
+        problem = _split_problem(source, header)
+        for _ in source.part_headers():  # reading them is the check
+            pass
     except ModelError as error:
         return error
     if problem is not None:
         return problem
+    if source.read_error is not None:
+        return ModelFileError(operation, reason_of(source.read_error), "is the disk damaged?")
     reason = log.reason(cause.reason if cause is not None else "the guest gave no reason")
     if isinstance(cause, OutOfMemoryError) or log.is_out_of_memory:
         return OutOfMemoryError(
             operation, _memory_reason(source, reason, memory_limit_bytes), _memory_hint(memory_limit_bytes)
         )
+    if isinstance(cause, (GuestAbortError, GuestTrapError)) or _WORD.fullmatch(reason):
+        fault = find_fault(header)
+        if fault is not None:
+            return fault[1](operation, fault[0])
     if _UNSUPPORTED.search(reason):
         return UnsupportedModelError(operation, reason, "this llama.cpp build cannot run it")
     if isinstance(cause, GuestDiedError):

@@ -102,7 +102,7 @@ class LoraAdapter:
             self._finalizer.detach()
             self._free()
 
-        model._run(job, "close an adapter")
+        model._run_unbounded(job, "close an adapter")
 
     def __enter__(self) -> LoraAdapter:
         """Return the adapter itself."""

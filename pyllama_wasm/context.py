@@ -94,14 +94,15 @@ class Context(ContextSampling):
         """The content of the memory as bytes or file, of all sequences or of one."""
         return State(self)
 
-    def decode(self, batch: Batch) -> None:
+    def decode(self, batch: Batch, *, deadline_s: float | None = None) -> None:
         """Compute ``batch``: ``llama_decode``. Logits and embeddings of an earlier call become invalid.
 
         The batch is checked first: ``RequestError`` for a token outside the vocabulary, an unknown sequence, more
         tokens than ``n_batch`` or positions that do not follow the sequence's last one; ``ContextFullError`` when the
-        KV cache has no room, which leaves it unchanged. ``CancelledError`` after ``Model.cancel``: what was computed
-        until then remains in the KV cache. A model without a memory (BERT and the like) encodes instead. A model with
-        encoder and decoder must have encoded each sequence before: ``encode``.
+        KV cache has no room, which leaves it unchanged. ``CancelledError`` after ``Model.cancel`` and ``DeadlineError``
+        after ``deadline_s`` seconds: what was computed until then remains in the KV cache. A model without a memory
+        (BERT and the like) encodes instead. A model with encoder and decoder must have encoded each sequence before:
+        ``encode``.
         """
         check_batch(batch, self._limits, "decode")
         outputs = self._outputs_of(batch, self._limits.all_outputs)
@@ -118,9 +119,10 @@ class Context(ContextSampling):
             if self._samplers:
                 self._note_sampled(batch)
 
-        self.model._run_cancellable(job, "decode")
+        with self.model._bounded(deadline_s):
+            self.model._run_cancellable(job, "decode")
 
-    def encode(self, batch: Batch) -> None:
+    def encode(self, batch: Batch, *, deadline_s: float | None = None) -> None:
         """Compute ``batch`` with the model's encoder: ``llama_encode``.
 
         All tokens attend to all of their sequence and must fit ``n_ubatch``; every token is an output. For a model
@@ -139,7 +141,8 @@ class Context(ContextSampling):
             self._check_open("encode")
             self._encode(self._guest_batch.write(batch), outputs, seqs)
 
-        self.model._run_cancellable(job, "encode")
+        with self.model._bounded(deadline_s):
+            self.model._run_cancellable(job, "encode")
 
     def warmup(self) -> None:
         """Compute one small batch and forget it: ``llama_set_warmup``.
@@ -285,7 +288,7 @@ class Context(ContextSampling):
             self._release_samplers()
             return
         with suppress(ClosedError, GuestDiedError):  # then its memory is gone already
-            self.model._run(job, "close a context")
+            self.model._run_unbounded(job, "close a context")
 
     def __enter__(self) -> Context:
         """Return the context itself."""

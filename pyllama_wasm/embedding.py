@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -15,6 +16,7 @@ from ._fork_locks import renew_after_fork
 from ._rank_head import check_rank_head
 from .batch import Batch
 from .context import Context
+from .deadline import current_deadline
 from .errors import CancelledError, ContextFullError, RequestError, UnsupportedModelError
 from .params import ContextParams
 from .text import parse_count
@@ -238,7 +240,7 @@ class Embedder:
         """Return one array per text: its vector, or all vectors of its tokens."""
         rows: list[Floats | None] = [None] * len(texts)
         for indices in self._batches(texts):
-            with self._lock:
+            with self._locked(operation):
                 if self._n_cancels != n_cancels:
                     raise CancelledError(operation, "it was cancelled")
                 # An encoder's output is kept unpooled for its decoder: then the pooling is done here.
@@ -248,6 +250,17 @@ class Embedder:
                 for i, row in zip(indices, computed, strict=True):
                     rows[i] = row if is_pooled or pooling == "none" else _pooled(row, pooling)
         return [row for row in rows if row is not None]
+
+    @contextmanager
+    def _locked(self, operation: str) -> Iterator[None]:
+        """Have the contexts for a block, when the batch of another call has ended; not beyond a deadline."""
+        deadline = current_deadline()
+        if not self._lock.acquire(timeout=-1 if deadline is None else deadline.left_s) and deadline is not None:
+            raise deadline.error(operation)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _batches(self, texts: list[list[int]]) -> Iterator[list[int]]:
         """Yield the indices of texts to compute together, texts of about one length each time."""

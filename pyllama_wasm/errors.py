@@ -10,7 +10,10 @@
     ├── RequestError              the caller's arguments are at fault       (also ValueError)
     │   ├── ContextFullError      no room left in the KV cache
     │   └── BatchFullError        no room left in the batch
-    ├── OutOfMemoryError          the sandbox's memory ceiling is reached   (also MemoryError)
+    ├── LimitError                a limit refused the call or ended it
+    │   ├── OutOfMemoryError      the sandbox's memory ceiling is reached   (also MemoryError)
+    │   ├── DeadlineError         it did not end in time                    (also CancelledError, TimeoutError)
+    │   └── OutputLimitError      it gave more than it may
     ├── CancelledError            ``cancel()`` or a deadline ended the call
     ├── ClosedError               use after ``close()``
     └── SandboxError              the guest misbehaved
@@ -31,16 +34,19 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "ContextFullError",
+    "DeadlineError",
     "GuestAbortError",
     "GuestDiedError",
     "GuestException",
     "GuestStoppedError",
     "GuestTrapError",
     "HostError",
+    "LimitError",
     "ModelError",
     "ModelFileError",
     "ModelFormatError",
     "OutOfMemoryError",
+    "OutputLimitError",
     "PyllamaError",
     "RequestError",
     "SandboxError",
@@ -108,12 +114,24 @@ class BatchFullError(RequestError):
     """The batch has no room for another token."""
 
 
-class OutOfMemoryError(PyllamaError, MemoryError):
+class LimitError(PyllamaError):
+    """A limit refused the call or ended it: one of ``Limits``, or of the sandbox itself."""
+
+
+class OutOfMemoryError(LimitError, MemoryError):
     """The sandbox reached its memory ceiling; nothing outside it is affected."""
+
+
+class OutputLimitError(LimitError):
+    """The call gave, or would give, more bytes than it may."""
 
 
 class CancelledError(PyllamaError):
     """The call was ended by ``cancel()`` or by its deadline."""
+
+
+class DeadlineError(LimitError, CancelledError, TimeoutError):
+    """The call did not end in time. The model is usable unless the hint says that it had to be stopped."""
 
 
 class ClosedError(PyllamaError):

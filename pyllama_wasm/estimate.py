@@ -12,7 +12,7 @@ from .gguf import GGUFArray, GGUFReader, GGUFTensor
 from .params import ContextParams
 from .source import ModelSource, Source
 
-__all__ = ["MemoryEstimate", "estimate_memory"]
+__all__ = ["MemoryEstimate", "estimate_memory", "estimate_source"]
 
 _LIMIT_BYTES = 1 << 32
 _CACHE_PAD = 256
@@ -94,14 +94,18 @@ def estimate_memory(source: Source, params: ContextParams | None = None, **chang
         raise RequestError("estimate memory", f"unknown parameter: {error}") from error
     model_source = ModelSource(source)
     try:
-        operation = f"estimate memory of {model_source.path.name}"
-        header = model_source.header()
-        tensors = [*header.tensors]
-        for part in model_source.parts:
-            tensors += GGUFReader(part, operation).tensors
-        return _Estimator(header, tensors, params, operation).estimate()
+        return estimate_source(model_source, params)
     finally:
         model_source.close()
+
+
+def estimate_source(source: ModelSource, params: ContextParams) -> MemoryEstimate:
+    """Do as ``estimate_memory`` for a model that is about to be loaded."""
+    header = source.header()
+    tensors = [*header.tensors]
+    for part in source.part_headers():
+        tensors += part.tensors
+    return _Estimator(header, tensors, params, f"estimate memory of {source.path.name}").estimate()
 
 
 class _Estimator:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._logits_processors import LogitsProcessor
-from .errors import CancelledError, ContextFullError, RequestError
+from .deadline import Deadline, current_deadline, within
+from .errors import CancelledError, ContextFullError, GuestStoppedError, RequestError
 from .lane import ENCODER
 from .params import SamplingParams
 from .sampler import Sampler
@@ -23,6 +26,7 @@ from .text import TextAssembler
 from .types import ChatCompletion, Completion, FinishReason, Timings, Usage
 
 if TYPE_CHECKING:
+    from .host import Watch
     from .model import Model
 
 __all__ = ["ChatStream", "Generation", "GenerationRequest", "TextStream", "complete_all", "context_size"]
@@ -33,6 +37,8 @@ C = TypeVar("C", bound=Completion)
 _SMALLEST_CTX = 512
 _LARGE_CTX = 4096
 _UNLIMITED_RESERVE = 1024
+
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,10 @@ class Generation(Request, Generic[C]):
     """One run of a request: ``run`` and ``next_text`` wait for it, ``completion`` tells how it went."""
 
     def __init__(self, model: Model, request: GenerationRequest, kind: type[C], max_ahead: int | None = None) -> None:
-        """Check the request against the model; nothing is computed yet."""
+        """Check the request against the model; nothing is computed yet. The thread's deadline holds for all of it."""
         self._model, self._request, self._kind = model, request, kind
+        self._deadline = current_deadline()
+        self._watch: Watch | None = None
         limit = model.context_params.n_ctx or model.n_ctx_train
         n_prompt = len(request.tokens)
         if limit and n_prompt >= limit:
@@ -87,6 +95,8 @@ class Generation(Request, Generic[C]):
         self._unread: deque[tuple[str, int]] = deque()
         self._n_read = self._n_texts_read = 0
         self._finish_reason: FinishReason | None = None
+        most = model.limits.output_bytes
+        self._bytes_left = sys.maxsize if most is None else most
 
     # -- for who waits ------------------------------------------------------------------------------------------------
 
@@ -98,15 +108,25 @@ class Generation(Request, Generic[C]):
             self._finish_reason, self.is_ended = "length", True
             return
         self._model._calls.add(self)
+        self.watch()
         self._model._scheduler.submit(self)
+
+    def watch(self) -> None:
+        """Have somebody look at it when its deadline comes."""
+        if self._deadline is not None:
+            self._watch = self._model.engine.watch(self._deadline.due_at, self._look)
 
     def end(self) -> None:
         """Give back what it holds, whatever it is at. Doing it twice is fine."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._model._calls.discard(self)
         self._model._scheduler.release(self)
 
     def forget(self) -> None:
         """Do as ``end`` without blocking: a forgotten stream is collected in whatever thread, at whatever moment."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._model._calls.discard(self)
         self._model._scheduler.abandon(self)
 
@@ -122,9 +142,29 @@ class Generation(Request, Generic[C]):
     def wait(self) -> None:
         """Wait until there is text or the end; raise what went wrong."""
         if self._request.max_tokens != 0:
-            self._model._scheduler.wait(self)
+            if self._deadline is None:
+                self._model._scheduler.wait(self)
+            else:
+                self._wait_bounded(self._deadline)
         if self.error is not None and not self._unread:
             raise self.error
+
+    def _wait_bounded(self, deadline: Deadline) -> None:
+        try:
+            with within(deadline):
+                self._model._scheduler.wait(self)
+        except GuestStoppedError as error:
+            if deadline.is_due:
+                raise deadline.error("generate", has_died=True) from error
+            raise
+
+    def _look(self) -> float | None:
+        """End what computes it, now that its deadline has come; on the watchdog's thread, until nobody waits."""
+        deadline = self._deadline
+        if deadline is None or self.is_ended:
+            return None
+        self._model._scheduler.end_overdue(self, deadline.grace_s)
+        return time.monotonic() + _LOOK_AGAIN_S if self.is_waited_for else None
 
     def next_text(self) -> str | None:
         """Wait for the next text and return it; ``None`` at the end."""
@@ -166,10 +206,12 @@ class Generation(Request, Generic[C]):
         )
 
     def check(self) -> None:
-        """Raise if the call was cancelled or its model closed."""
+        """Raise if the call was cancelled or its model closed, or if its deadline has come before its end."""
         self._model._check_open("generate")
         if self.is_cancelled:
             raise CancelledError("generate", "it was cancelled")
+        if self._deadline is not None and not self.is_ended:
+            self._deadline.check("generate")
 
     # -- for scheduler and lane ---------------------------------------------------------------------------------------
 
@@ -194,7 +236,10 @@ class Generation(Request, Generic[C]):
         tokens.append(token)
         if is_eog:
             reason = "stop"
+        elif len(piece) > self._bytes_left:
+            reason = "length"
         else:
+            self._bytes_left -= len(piece)
             text = assembler.feed(piece)
             if text:
                 self._texts.append(text)
@@ -251,6 +296,8 @@ def complete_all(
     group = Group(min(n_parallel, max(len(running), 1)))
     try:
         model._calls.update(running)
+        for generation in running:
+            generation.watch()
         model._scheduler.submit_group(group, list(running))
         for generation in generations:
             generation.wait()

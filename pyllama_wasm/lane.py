@@ -52,7 +52,8 @@ class ModelJobs:
 
     def run(self, job: Callable[[], None]) -> None:
         """Run a job and wait for its end; an interrupt of the waiting thread ends the job."""
-        self._model._run_cancellable(job, "generate")
+        # A step is computed for several: each of them sees to its own deadline.
+        self._model._run_unbounded(self._model._marked(job, "generate"), "generate")
 
     def post(self, job: Callable[[], None]) -> None:
         """Have a job run in its turn; raises ``ClosedError``."""
@@ -61,6 +62,10 @@ class ModelJobs:
     def cancel(self) -> None:
         """End the job of ``run`` or ``post`` that runs now."""
         self._model._cancel_running("generate")
+
+    def cancel_overdue(self, grace_s: float, patience_s: float) -> None:
+        """End it, if what the guest does now still goes on after ``patience_s``; stop it ``grace_s`` later."""
+        self._model._cancel_running("generate", grace_s, patience_s)
 
     def check(self) -> None:
         """Raise ``ClosedError`` when the engine is closed: posted jobs do not run any more."""

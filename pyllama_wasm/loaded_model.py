@@ -7,29 +7,34 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from . import _abi
 from ._diagnose import explain_load_failure
 from ._fork_locks import renew_after_fork
 from ._guest_log import RecentLog
 from ._memory_probe import ModelShape
+from ._model_check import check_loaded
+from ._model_kinds import NO_LOGITS, ROPE_TYPES
+from ._model_limits import bounded, check_fits, merged_limits
 from ._model_save import save_model
 from ._model_struct import check_overrides, model_struct
-from .errors import CancelledError, ClosedError, PyllamaError, RequestError
-from .host import Engine
+from .deadline import Deadline, current_deadline
+from .errors import CancelledError, ClosedError, DeadlineError, LimitError, OutOfMemoryError, PyllamaError, RequestError
+from .host import Engine, load_module
+from .limits import Limits
 from .logs import one_line
 from .native import Native
 from .native.structs import Struct
 from .params import ContextParams, ModelParams
+from .sandbox_report import SandboxReport, report
 from .source import ModelSource, Source
 from .text import parse_count
-from .threadpool import Threadpool, usable_cpus
+from .threadpool import Threadpool
 from .vocab import Vocab
 
 __all__ = ["LoadedModel", "Progress"]
@@ -41,27 +46,15 @@ M = TypeVar("M", bound="LoadedModel")
 
 Progress = Callable[[float], object]
 
-_ROPE_TYPES = {
-    _abi.LLAMA_ROPE_TYPE_NONE: "none",
-    _abi.LLAMA_ROPE_TYPE_NORM: "norm",
-    _abi.LLAMA_ROPE_TYPE_NEOX: "neox",
-    _abi.LLAMA_ROPE_TYPE_MROPE: "mrope",
-    _abi.LLAMA_ROPE_TYPE_IMROPE: "imrope",
-    _abi.LLAMA_ROPE_TYPE_VISION: "vision",
-}
-
-# Architectures that compute embeddings only. llama.cpp counts most of them as decoders.
-_NO_LOGITS = frozenset({
-    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
-    "gemma-embedding", "gemma-embedding2", "t5encoder", "clef", "wavtokenizer-dec",
-})  # fmt: skip
-
 _MAX_CLS_OUT = 4096
 """A hostile file may claim any number of classifier outputs."""
 
 
 class LoadedModel:
     """A GGUF model in a sandbox, mapped read-only; every method may be called from any thread."""
+
+    limits: Limits
+    """What it may use, ``memory_limit_bytes`` included."""
 
     load_s: float
     """How long loading took, in seconds, the sandbox's start included."""
@@ -147,7 +140,8 @@ class LoadedModel:
         progress: Progress | None = None,
         n_threads: int | None = None,
         memory_limit_bytes: int | None = None,
-        load: Literal["map", "copy"] = "map",
+        load: Literal["map", "copy", "snapshot"] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Load ``path``: ``llama_model_load_from_file`` or ``llama_model_load_from_splits``.
 
@@ -158,7 +152,12 @@ class LoadedModel:
         ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
         ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
         the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
-        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included. ``load="copy"`` copies the file in.
+        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included; ``limits`` bounds both, and more. A load
+        that its ``deadline_s`` ends raises ``DeadlineError``; compiling the module, once per machine, does not count.
+
+        ``load="map"``, the default, maps the file: a program that cuts it short then ends this process (SIGBUS).
+        ``"snapshot"``, as ``Limits.untrusted()`` has it, maps a sealed copy, which all models loaded so from
+        the unchanged file share; ``"copy"`` copies it into the sandbox. A load that reads no weights copies nothing.
 
         Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``, and
         ``RequestError`` for arguments that do not fit; nothing remains of a failed load.
@@ -176,26 +175,34 @@ class LoadedModel:
         self._metadata: dict[str, str] | None = None
         self._threads: Threadpool | None = None
         self._prepare()
-        n_threads = _check_threads(n_threads)
-        source = ModelSource(path, memory_limit_bytes)
-        self.path = source.path
+        self.limits, n_threads = merged_limits(limits, n_threads, memory_limit_bytes)
+        self.load = load or ("snapshot" if self.limits.snapshot else "map")
+        has_weights = not (self.params.vocab_only or self.params.no_alloc)  # else nothing is mapped
+        source = ModelSource(path, self.limits.memory_bytes, snapshot=self.load == "snapshot" and has_weights)
+        self.path, self._snapshots = source.path, source.snapshots
         try:
-            self._open(source, progress, memory_limit_bytes, n_threads, load)
+            check_fits(source, self.limits, self.params, self.context_params)
+            load_module()
+            with bounded(self.limits, None):
+                self._open(source, progress, n_threads, "map" if self.load == "snapshot" else self.load)
         finally:
             source.close()
         self.load_s = perf_counter() - began
         what = f": {one_line(self.description)}" if self.description else ""  # a vocabulary alone has none
         logger.info("loaded in %.2f s%s", self.load_s, what, extra={"model": self.engine.name})
 
-    def _open(
-        self, source: ModelSource, progress: Progress | None, limit: int | None, n_threads: int, load: str
-    ) -> None:
+    def _open(self, source: ModelSource, progress: Progress | None, n_threads: int, load: str) -> None:
         """Start the sandbox and load ``source``; close both again when that fails."""
         if self.params.kv_overrides:
             check_overrides(source.header(), self.params.kv_overrides, source.operation)
+        limits, limit = self.limits, self.limits.memory_bytes
         self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load, blas=self.params.blas)
+        self.engine.deadline_s, self.engine.output_bytes = limits.deadline_s, limits.output_bytes
+        self.engine.files.limit = limits.open_files
         self.engine.name = self.path.name
         try:
+            if (deadline := current_deadline()) is not None:
+                deadline.check(source.operation)
             self.native = Native(self.engine)
             self.guest_log = RecentLog(self.engine)
             self._load(source, progress, limit)
@@ -272,6 +279,7 @@ class LoadedModel:
         self.cancel()
         self._trash.clear()
         self.engine.close()
+        self._snapshots = ()
 
     def __enter__(self: M) -> M:
         """Return the model itself."""
@@ -285,6 +293,19 @@ class LoadedModel:
         """Return file name and state."""
         return f"<{type(self).__name__} {self.path.name}{' (closed)' if self.is_closed else ''}>"
 
+    def sandbox_report(self) -> SandboxReport:
+        """Return what the model's sandbox is made of, what it was given and what it cannot do, fit for JSON."""
+        return report(self)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its sandbox has died of a fault or was stopped: then load the model again."""
+        return self.engine.is_dead
+
+    def _bounded(self, deadline_s: float | None) -> AbstractContextManager[Deadline | None]:
+        """Have a deadline hold for the calls in a block: ``deadline_s``, else the model's own."""
+        return bounded(self.limits, deadline_s)
+
     def _check_open(self, operation: str) -> None:
         if self._is_closed:
             raise ClosedError(operation, "the model is closed", "load it again")
@@ -293,6 +314,11 @@ class LoadedModel:
         """Run ``job`` on the engine thread if the model is open."""
         self._check_open(operation)
         return self.engine.run(job, operation)
+
+    def _run_unbounded(self, job: Callable[[], T], operation: str) -> T:
+        """Run ``job`` as ``_run`` does, whatever deadline holds: to free something."""
+        self._check_open(operation)
+        return self.engine.run_unbounded(job, operation)
 
     def _run_cancellable(self, job: Callable[[], T], operation: str) -> T:
         """Run ``job`` as ``_run`` does; ``cancel`` may end it while it runs."""
@@ -315,12 +341,12 @@ class LoadedModel:
 
         return marked
 
-    def _cancel_running(self, operation: str | None) -> None:
-        """End what runs if it may be cancelled, and is ``operation`` unless that is ``None``."""
+    def _cancel_running(self, operation: str | None, *how: float) -> None:
+        """End what runs if it may be cancelled, and is ``operation`` unless that is ``None``; see ``Engine.cancel``."""
         # Not whatever runs: what does not end by itself in time is stopped, and that ends the model.
         with self._cancel_lock:
             if self._cancellable and operation in (None, self._cancellable):
-                self.engine.cancel()
+                self.engine.cancel(*how)
 
     def _discard(self, free: Callable[[], None] | None) -> None:
         """Have guest objects freed later; safe in any thread and during garbage collection."""
@@ -361,8 +387,14 @@ class LoadedModel:
         if failures:
             raise failures[0]
         if is_loaded:
+            source.check_whole()
+            check_loaded(self, source)
             return
         log = self.guest_log.since(mark)
+        if (deadline := current_deadline()) is not None and (cause is None or isinstance(cause, DeadlineError)):
+            deadline.check(operation)  # the load has ended by itself then, as it was asked to
+        if isinstance(cause, LimitError) and not isinstance(cause, OutOfMemoryError):
+            raise cause
         if isinstance(cause, (CancelledError, ClosedError)) or (cause is None and not log.lines):
             raise CancelledError(operation, "it was cancelled") from cause
         raise explain_load_failure(source, cause, log, memory_limit_bytes) from cause
@@ -400,7 +432,7 @@ class LoadedModel:
             setattr(self, name, int(getattr(native, f"llama_model_{name}")(ptr)))
         for name in ("has_encoder", "has_decoder", "is_recurrent", "is_hybrid", "is_diffusion"):
             setattr(self, name, bool(getattr(native, f"llama_model_{name}")(ptr)))
-        self._computes_logits = self._meta("general.architecture") not in _NO_LOGITS
+        self._computes_logits = self._meta("general.architecture") not in NO_LOGITS
         # Without its tensors the model knows no attention heads: the guest would read an empty table.
         has_layers = not self.params.vocab_only
         self.n_head = int(native.llama_model_n_head(ptr)) if has_layers else 0
@@ -408,7 +440,7 @@ class LoadedModel:
         self.n_params = int(native.llama_model_n_params(ptr))
         self.size_bytes = int(native.llama_model_size(ptr))
         self.ftype = native.string(int(native.llama_ftype_name(native.llama_model_ftype(ptr))))
-        self.rope_type = _ROPE_TYPES.get(int(native.llama_model_rope_type(ptr)), "unknown")
+        self.rope_type = ROPE_TYPES.get(int(native.llama_model_rope_type(ptr)), "unknown")
         self.rope_freq_scale_train = float(native.llama_model_rope_freq_scale_train(ptr))
         start = int(native.llama_model_decoder_start_token(ptr))
         self.decoder_start_token = None if start < 0 else start
@@ -452,6 +484,7 @@ class LoadedModel:
                 if not isinstance(n, int) or n < 0:
                     return ""
                 if n < size:
+                    self.engine.check_output(n, "read a text")
                     return self.engine.memory.read(buffer, n).decode("utf-8", errors="replace")
             size = n + 1
 
@@ -463,11 +496,3 @@ class LoadedModel:
             )
             for i in range(int(native.llama_model_meta_count(ptr)))
         }
-
-
-def _check_threads(n_threads: int | None) -> int:
-    if n_threads is None:
-        return usable_cpus()
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1:
-        raise RequestError("load a model", f"n_threads is {n_threads!r} and not a positive integer")
-    return n_threads

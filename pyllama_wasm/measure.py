@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from . import errors
-from ._limits import Limits, ModelCost, Spread, measure_limits, model_cost
+from ._machine_limits import MachineLimits, ModelCost, Spread, measure_limits, model_cost
 from .batch import Batch
 from .context import Context
 from .errors import HostError, PyllamaError, RequestError, UnsupportedModelError, reason_of
@@ -29,7 +29,7 @@ from .params import ContextParams, ModelParams
 __all__ = [
     "TASKS",
     "Figures",
-    "Limits",
+    "MachineLimits",
     "ModelCost",
     "Spread",
     "Workload",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._logits_processors import LogitsProcessor, LogitsProcessors
+from ._template_check import check_template
 from .adapter import LoraAdapter
 from .chat import ChatPrompt, ChatRequest
 from .context import Context
@@ -94,6 +95,7 @@ class Model(LoadedModel):
         stop: Stop = None,
         sampling: SamplingParams | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> Completion:
         """Continue ``prompt`` and return the whole completion.
@@ -107,10 +109,15 @@ class Model(LoadedModel):
         did is computed from where they differ; ``usage.cached_tokens`` tells how much that saved. An encoder-decoder
         model reads the prompt with its encoder and answers it.
 
+        ``deadline_s`` is how many seconds the call may take, all of it: then it raises ``DeadlineError``, and the model
+        is usable as after ``cancel``. It defaults to that of the model's ``Limits``, if there is one.
+
         Raises ``ContextFullError`` when the prompt leaves no room, ``CancelledError`` after ``cancel``,
         ``UnsupportedModelError`` for a model that only computes embeddings or diffuses text.
         """
-        return self._finish(self._request(prompt, max_tokens, stop, sampling, changes, logits_processors), Completion)
+        with self._bounded(deadline_s):
+            request = self._request(prompt, max_tokens, stop, sampling, changes, logits_processors)
+            return self._finish(request, Completion)
 
     def stream(
         self,
@@ -120,15 +127,18 @@ class Model(LoadedModel):
         stop: Stop = None,
         sampling: SamplingParams | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> TextStream:
         """Continue ``prompt`` and return an iterator over the text pieces; see ``generate``.
 
         The pieces joined are the text that ``generate`` returns: each is valid Unicode, and what may become a stop
-        string is held back. The stream's ``completion`` is there at the end.
+        string is held back. The stream's ``completion`` is there at the end. ``deadline_s`` counts from this call on,
+        whether somebody reads or not, until all is computed.
         """
-        request = self._request(prompt, max_tokens, stop, sampling, changes, logits_processors)
-        return TextStream(Generation(self, request, Completion, max_ahead=MAX_AHEAD))
+        with self._bounded(deadline_s):
+            request = self._request(prompt, max_tokens, stop, sampling, changes, logits_processors)
+            return TextStream(Generation(self, request, Completion, max_ahead=MAX_AHEAD))
 
     def generate_many(
         self,
@@ -140,6 +150,7 @@ class Model(LoadedModel):
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
         progress: Callable[[int, int], object] | None = None,
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> list[Completion]:
         """Continue many prompts and return their completions in the same order.
@@ -160,11 +171,12 @@ class Model(LoadedModel):
         if len(each) != len(prompts):
             raise RequestError("generate", f"{len(each)} sampling parameters for {len(prompts)} prompts")
         processors = tuple(logits_processors)
-        requests = [
-            self._request(prompt, max_tokens, stop, params, changes, processors)
-            for prompt, params in zip(prompts, each, strict=True)
-        ]
-        return complete_all(self, requests, n_parallel, progress)
+        with self._bounded(deadline_s):
+            requests = [
+                self._request(prompt, max_tokens, stop, params, changes, processors)
+                for prompt, params in zip(prompts, each, strict=True)
+            ]
+            return complete_all(self, requests, n_parallel, progress)
 
     @overload
     def chat(
@@ -177,6 +189,7 @@ class Model(LoadedModel):
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> ChatCompletion: ...
 
@@ -191,6 +204,7 @@ class Model(LoadedModel):
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> ChatStream: ...
 
@@ -204,6 +218,7 @@ class Model(LoadedModel):
         sampling: SamplingParams | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
         **changes: Any,
     ) -> ChatCompletion | ChatStream:
         """Answer a conversation, rendered with the model's own jinja template inside the sandbox.
@@ -212,14 +227,15 @@ class Model(LoadedModel):
         template. ``max_tokens`` defaults to no limit but the context; the rest is as in ``generate`` and ``stream``.
         """
         self._check_continues_text()
-        prompt = self._apply_template(ChatRequest(messages, template_kwargs=template_kwargs or {}))
-        stops = (*check_stops(stop), *prompt.stops)
-        if prompt.grammar and "grammar" not in changes:
-            changes["grammar"] = prompt.grammar
-        request = self._request(prompt.prompt, max_tokens, stops, sampling, changes, logits_processors)
-        if stream:
-            return ChatStream(Generation(self, request, ChatCompletion, max_ahead=MAX_AHEAD))
-        return self._finish(request, ChatCompletion)
+        with self._bounded(deadline_s):
+            prompt = self._apply_template(ChatRequest(messages, template_kwargs=template_kwargs or {}))
+            stops = (*check_stops(stop), *prompt.stops)
+            if prompt.grammar and "grammar" not in changes:
+                changes["grammar"] = prompt.grammar
+            request = self._request(prompt.prompt, max_tokens, stops, sampling, changes, logits_processors)
+            if stream:
+                return ChatStream(Generation(self, request, ChatCompletion, max_ahead=MAX_AHEAD))
+            return self._finish(request, ChatCompletion)
 
     @overload
     def embed(
@@ -229,6 +245,7 @@ class Model(LoadedModel):
         pooling: Literal["none"],
         normalize: bool = True,
         truncate: bool = False,
+        deadline_s: float | None = None,
     ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]: ...
 
     @overload
@@ -239,6 +256,7 @@ class Model(LoadedModel):
         pooling: Literal["mean", "cls", "last"] | None = None,
         normalize: bool = True,
         truncate: bool = False,
+        deadline_s: float | None = None,
     ) -> npt.NDArray[np.float32]: ...
 
     def embed(
@@ -248,6 +266,7 @@ class Model(LoadedModel):
         pooling: Pooling | None = None,
         normalize: bool = True,
         truncate: bool = False,
+        deadline_s: float | None = None,
     ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
         """Return the embedding of a text, ``(n_embd_out,)`` float32, or of several, ``(n, n_embd_out)``.
 
@@ -257,12 +276,13 @@ class Model(LoadedModel):
         off. The order is kept; texts of similar length are computed together.
 
         Raises ``ContextFullError`` for a text longer than the model takes, unless ``truncate`` cuts it, and
-        ``CancelledError`` after ``cancel``.
+        ``CancelledError`` after ``cancel`` or, as ``DeadlineError``, after ``deadline_s`` seconds.
         """
-        if pooling == "none":
-            rows = self._embedder.embed_tokens(inputs, normalize, truncate)
-            return rows[0] if is_single(inputs) else rows
-        vectors: npt.NDArray[np.float32] = self._embedder.embed(inputs, pooling, normalize, truncate).vectors
+        with self._bounded(deadline_s):
+            if pooling == "none":
+                rows = self._embedder.embed_tokens(inputs, normalize, truncate)
+                return rows[0] if is_single(inputs) else rows
+            vectors: npt.NDArray[np.float32] = self._embedder.embed(inputs, pooling, normalize, truncate).vectors
         return vectors[0] if is_single(inputs) else vectors
 
     def embed_with_usage(
@@ -272,12 +292,20 @@ class Model(LoadedModel):
         pooling: Literal["mean", "cls", "last"] | None = None,
         normalize: bool = True,
         truncate: bool = False,
+        deadline_s: float | None = None,
     ) -> Embeddings:
         """Return what ``embed`` computes, always as of several texts, with the number of tokens of each."""
-        return self._embedder.embed(inputs, pooling, normalize, truncate)
+        with self._bounded(deadline_s):
+            return self._embedder.embed(inputs, pooling, normalize, truncate)
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+        deadline_s: float | None = None,
     ) -> list[RankedDocument]:
         """Return ``documents`` from the best answer of ``query`` to the worst, or the ``top_n`` best.
 
@@ -287,7 +315,8 @@ class Model(LoadedModel):
 
         Raises ``UnsupportedModelError`` for other models, ``ContextFullError`` as ``embed`` does.
         """
-        return self._embedder.rerank(query, documents, top_n, truncate)
+        with self._bounded(deadline_s):
+            return self._embedder.rerank(query, documents, top_n, truncate)
 
     def apply_chat_template(
         self,
@@ -298,6 +327,7 @@ class Model(LoadedModel):
         template: str | None = None,
         enable_thinking: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
     ) -> str:
         """Return the prompt that the model's template, or ``template``, makes of a conversation."""
         request = ChatRequest(
@@ -308,7 +338,8 @@ class Model(LoadedModel):
             enable_thinking=enable_thinking,
             template_kwargs=template_kwargs or {},
         )
-        return self._apply_template(request).prompt
+        with self._bounded(deadline_s):
+            return self._apply_template(request).prompt
 
     def cancel(self) -> None:
         """End every call of this model that is running now, from any thread: they raise ``CancelledError``.
@@ -366,6 +397,9 @@ class Model(LoadedModel):
 
     def _apply_template(self, request: ChatRequest) -> ChatPrompt:
         text = request.to_json()
+        for template in (request.template or self.chat_template, self.metadata.get("tokenizer.chat_template.tool_use")):
+            check_template(template or "")
+        mark = self.guest_log.mark()
 
         def job() -> str:
             with self.native.array(text.encode() + b"\0") as ptr:
@@ -375,5 +409,8 @@ class Model(LoadedModel):
         try:
             return ChatPrompt.from_json(self._run_cancellable(job, "apply the chat template"))
         except GuestException as error:
-            # The template raises on conversations it does not take: the request is at fault, not the sandbox.
-            raise RequestError("apply the chat template", error.reason) from error
+            # The template raises on conversations it does not take: the request is at fault, not the sandbox. Of what
+            # the parser raises llama.cpp passes on the base class alone; what it was is in the log.
+            lines = self.guest_log.since(mark).lines if error.reason == "std::exception" else ()
+            reason = lines[0].partition("error: ")[2] if lines else ""
+            raise RequestError("apply the chat template", reason or error.reason) from error

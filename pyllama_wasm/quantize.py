@@ -17,6 +17,7 @@ from ._guest_log import LogExcerpt, RecentLog
 from ._quantize_struct import write_params
 from .errors import (
     CancelledError,
+    DeadlineError,
     GuestStoppedError,
     ModelFileError,
     ModelFormatError,
@@ -264,6 +265,8 @@ class _Quantization:
         reason = _FAILED.sub("", log.reason(cause.reason if cause is not None else "the guest gave no reason"))
         if isinstance(cause, OutOfMemoryError) or log.is_out_of_memory:
             return OutOfMemoryError(self.operation, reason, "lower max_buf_size, or use fewer threads")
+        if isinstance(cause, DeadlineError):
+            return DeadlineError(self.operation, cause.reason)  # its sandbox was its own
         if isinstance(cause, GuestStoppedError):
             return CancelledError(self.operation, "it was cancelled")
         if cause is not None:

@@ -316,7 +316,7 @@ class Sampler(SamplerMakers, Attachable):
         if self.model.is_closed or self.model.engine.is_dead:
             self._release()
         elif self._parts.ptr and not self.is_owned:
-            self.model._run(job, "close a sampler")
+            self.model._run_unbounded(job, "close a sampler")
 
     def __enter__(self: S) -> S:
         """Return the sampler itself."""

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 from ._fork_locks import renew_after_fork
+from ._scheduler_needs import Jobs, Lane
 from .errors import CancelledError, ClosedError, GuestDiedError, OutOfMemoryError
 from .slots import Group, LaneKey, Request, Slot
 
@@ -38,58 +38,14 @@ _GOOD_PREFIX = 32  # a shorter common prefix is not worth leaving a lane in whic
 
 _POLL_S = 0.05
 
+_PATIENCE_S = 0.5
+"""How long a step may go on that others wait for too, after the deadline of one who has gone: it may be its fault."""
+
 _NOBODY = object()
 """Leads while a step goes on whose leader is gone."""
 
 _ENGINE = object()
 """Leads while the engine's thread steps by itself."""
-
-
-class Lane(Protocol):
-    """What the scheduler needs of ``lane.Lane``."""
-
-    key: LaneKey
-    n_ctx_seq: int
-    slots: list[Slot]
-    may_trim: bool
-
-    @property
-    def n_running(self) -> int:
-        """How many requests have a slot."""
-        ...
-
-    def step(self) -> None:
-        """Advance every runnable request; raises ``CancelledError``, ``ClosedError`` and ``GuestDiedError`` only."""
-        ...
-
-    def close(self) -> None:
-        """Free it."""
-        ...
-
-
-class Jobs(Protocol):
-    """The engine's thread, as the scheduler uses it."""
-
-    @property
-    def none_waits(self) -> Callable[[], bool]:
-        """Return the function that tells whether no other job waits for the thread."""
-        ...
-
-    def run(self, job: Callable[[], None]) -> None:
-        """Run a job there in its turn and wait for its end; an interrupt of the waiting thread ends the job."""
-        ...
-
-    def post(self, job: Callable[[], None]) -> None:
-        """Have a job run there in its turn. Raises ``ClosedError``."""
-        ...
-
-    def cancel(self) -> None:
-        """End the job of these two that runs now, if one does: its lane raises ``CancelledError``."""
-        ...
-
-    def check(self) -> None:
-        """Raise ``ClosedError`` when posted jobs do not run any more."""
-        ...
 
 
 class Scheduler:
@@ -195,6 +151,22 @@ class Scheduler:
         """Do as ``release`` without ever blocking; safe during garbage collection."""
         request.is_ended = True
         self._returned.append(request)
+
+    def end_overdue(self, request: Request, grace_s: float) -> None:
+        """Let go who waits for a request whose deadline has come, and have the step end that it takes part in.
+
+        The step goes on for others who wait for it, unless the request leads it: its thread waits for the step then.
+        A step that does not end as it is asked to is stopped after ``grace_s``.
+        """
+        with self._lock:
+            is_leader = self._leader is request
+            is_computed = self._leader is not None and request.slot is not None
+            is_shared = not is_leader and any(run.is_wanted for run in self._runs() if run is not request)
+            self._sleeping.discard(request)
+            with suppress(RuntimeError):  # it is about to look anyway
+                request.bell.release()
+        if is_leader or is_computed:
+            self._jobs.cancel_overdue(grace_s, _PATIENCE_S if is_shared else 0.0)
 
     def close_idle(self) -> bool:
         """Close every lane that nobody uses; whether there was one."""

@@ -243,6 +243,7 @@ def _state_of(context: Context, seq_id: int | None) -> bytes:
         size = int(native.llama_state_get_size(ptr))
     else:
         size = int(native.llama_state_seq_get_size(ptr, seq_id))
+    native.engine.check_output(size, _SAVE)
     with native.scratch(size) as buffer:
         if seq_id is None:
             n = int(native.llama_state_get_data(ptr, buffer, size))

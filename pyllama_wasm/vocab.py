@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from . import _abi
-from .errors import RequestError
+from .deadline import nested
+from .errors import RequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from .native import Native
@@ -107,17 +108,36 @@ class Vocab:
         """Return the number of tokens."""
         return self.n_tokens
 
-    def tokenize(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(
+        self,
+        text: str | bytes,
+        add_special: bool = True,
+        parse_special: bool = False,
+        *,
+        deadline_s: float | None = None,
+    ) -> list[int]:
         """Return the tokens of ``text`` (bytes are taken as UTF-8): ``llama_tokenize``.
 
         ``add_special`` adds the beginning and end tokens the model is configured for; ``parse_special`` turns
-        ``<|im_start|>`` and the like into the tokens they name, where they would otherwise be plain text.
+        ``<|im_start|>`` and the like into the tokens they name, where they would otherwise be plain text. Raises
+        ``DeadlineError`` when it takes longer than ``deadline_s`` seconds; a tokenizer at work can only be stopped
+        together with its sandbox.
         """
         self._check_present("tokenize")
+        if add_special:
+            self._check_special()
         data = _encode(text)
-        return self._run(lambda: self._tokenize(data, add_special, parse_special), "tokenize")
+        with nested(deadline_s):
+            return self._run(lambda: self._tokenize(data, add_special, parse_special), "tokenize")
 
-    def detokenize(self, tokens: Iterable[int], remove_special: bool = False, unparse_special: bool = False) -> str:
+    def detokenize(
+        self,
+        tokens: Iterable[int],
+        remove_special: bool = False,
+        unparse_special: bool = False,
+        *,
+        deadline_s: float | None = None,
+    ) -> str:
         """Return the text of ``tokens``, invalid UTF-8 as U+FFFD: ``llama_detokenize``.
 
         ``remove_special`` drops beginning and end tokens; ``unparse_special`` renders special tokens.
@@ -126,9 +146,10 @@ class Vocab:
         ids = np.asarray([self._check(token, "detokenize") for token in tokens], "<i4")
         if not ids.size:
             return ""
-        return self._run(
-            lambda: self._detokenize(ids.tobytes(), ids.size, remove_special, unparse_special), "detokenize"
-        )
+        with nested(deadline_s):
+            return self._run(
+                lambda: self._detokenize(ids.tobytes(), ids.size, remove_special, unparse_special), "detokenize"
+            )
 
     def token_to_piece(self, token: int, special: bool = False) -> bytes:
         """Return the bytes of one token, possibly a part of a character: ``llama_token_to_piece``.
@@ -195,6 +216,16 @@ class Vocab:
         self._check_present(operation)
         self._check(token, operation)
 
+    def _check_special(self) -> None:
+        """Raise ``UnsupportedModelError`` where a token that every text gets is missing: the guest would assert."""
+        is_wpm = self.type == "wpm"
+        wanted = {"begin": (self.add_bos or is_wpm, self.bos), "end": (self.add_eos and not is_wpm, self.eos),
+                  "separator": (is_wpm, self.sep)}  # fmt: skip
+        for name, (is_added, token) in wanted.items():
+            if is_added and token is None and self.type != "rwkv":
+                reason = f"the vocabulary adds a {name} token and has none"
+                raise UnsupportedModelError("tokenize", reason, "tokenize with add_special=False")
+
     def _check_present(self, operation: str) -> None:
         """Raise ``RequestError`` where tokens are numbers without a text: the guest would assert."""
         if self.type == "none":
@@ -227,6 +258,7 @@ class Vocab:
                         native.llama_tokenize(self._ptr, text, len(data), out, capacity, add_special, parse_special)
                     )
                     if n >= 0:
+                        native.engine.check_output(4 * n, "tokenize")
                         found = np.frombuffer(native.engine.memory.read(out, 4 * min(n, capacity)), "<i4")
                         return [int(token) for token in found]
                 if n == _INT32_MIN:
@@ -242,6 +274,7 @@ class Vocab:
                         native.llama_detokenize(self._ptr, tokens, n_ids, out, size, remove_special, unparse_special)
                     )
                     if n >= 0:
+                        native.engine.check_output(n, "detokenize")
                         return native.engine.memory.read(out, min(n, size)).decode("utf-8", errors="replace")
                 if n == _INT32_MIN:
                     raise RequestError("detokenize", "the text is too long", "split it")

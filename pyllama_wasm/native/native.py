@@ -98,7 +98,7 @@ class Native:
         memory, code = self.engine.memory, int(self.error_code[0])
         text = memory.read_cstr(self._error + _ERROR_TEXT_OFFSET, _ERROR_TEXT_BYTES).decode("utf-8", errors="replace")
         memory.set_u32(self._error, 0)
-        if code == _OUT_OF_MEMORY:
+        if code == _OUT_OF_MEMORY or text.endswith("std::bad_alloc"):  # caught on the way and thrown as another
             return out_of_memory(operation, text)
         if code == _HOST_REFUSED:
             return HostError(operation, text)
@@ -125,8 +125,12 @@ class Native:
 
     def string(self, ptr: int) -> str:
         """Return the C string at ``ptr``, which stays the guest's; null gives ``""``, what is not UTF-8 U+FFFD."""
-        memory = self.engine.memory
-        return memory.read_cstr(ptr, memory.max_bytes).decode("utf-8", errors="replace") if ptr else ""
+        memory, limit = self.engine.memory, self.engine.output_bytes
+        if not ptr:
+            return ""
+        data = memory.read_cstr(ptr, memory.max_bytes if limit is None else limit + 1)
+        self.engine.check_output(len(data), "read a text")
+        return data.decode("utf-8", errors="replace")
 
     def take_string(self, ptr: int) -> str:
         """Return the C string at ``ptr`` and free it."""

@@ -306,15 +306,15 @@ def test_a_closed_context_says_so(tiny: pw.Model) -> None:
 
 def test_interrupt_before_a_context_is_closed_leaves_it_open(tiny: pw.Model) -> None:
     context = tiny.context(n_ctx=256)
-    real = tiny.engine.run
+    real = tiny.engine.run_unbounded
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    tiny.engine.run = interrupted  # type: ignore[method-assign, assignment]
+    tiny.engine.run_unbounded = interrupted  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         context.close()
-    tiny.engine.run = real  # type: ignore[method-assign]
+    tiny.engine.run_unbounded = real  # type: ignore[method-assign]
     assert not context.is_closed
     context.close()
     assert context.is_closed

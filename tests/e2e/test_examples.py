@@ -19,6 +19,7 @@ EXPECTED = {
     "grammar.py": ["['city', 'population'] True", "steps: True False stop"],
     "hello.py": ["Paris", "8 tokens, length"],
     "inspect_gguf.py": ["llama 135 million weights", "<string array of 49152>", "8192 tokens: 3", "180 MiB cache"],
+    "limits.py": ["has no sockets", "did not end within 0.5 s", "half a second is over", "may have 100 MiB"],
     "load_from_bytes.py": ["from bytes:  Paris", "from gzip:  Paris", "context length: 1024"],
     "logging_to_file.py": ["INFO SmolLM2-135M-Instruct.Q4_1.gguf - loaded in ", "True that llama.cpp told"],
     "logits_processor.py": ["letters e: True 0"],

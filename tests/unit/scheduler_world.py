@@ -126,6 +126,7 @@ class World:
         self.interrupts: list[BaseException] = []
         self.engine = threading.Lock()
         self.n_posted = self.n_cancelled = 0
+        self.patience: list[float] = []
         self.is_closed = False
         self.none_waits = lambda: True
         self.scheduler = Scheduler(self.open, self)
@@ -155,6 +156,9 @@ class World:
 
     def cancel(self) -> None:
         self.n_cancelled += 1
+
+    def cancel_overdue(self, grace_s: float, patience_s: float) -> None:
+        self.patience.append(patience_s)
 
     def check(self) -> None:
         if self.is_closed:

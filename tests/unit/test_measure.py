@@ -15,7 +15,7 @@ import pyllama_wasm as pw
 from pyllama_wasm import measure
 
 COST = measure.ModelCost(weights_bytes=1_000, n_weights=400, n_output_weights=100, kv_bytes_per_token=2.0)
-LIMITS = measure.Limits(n_threads=1, read_bytes_per_s=1e6, ops_per_s=1e6)
+LIMITS = measure.MachineLimits(n_threads=1, read_bytes_per_s=1e6, ops_per_s=1e6)
 
 
 def test_a_spread_has_the_median_and_the_quartiles() -> None:

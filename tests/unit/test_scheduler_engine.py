@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyllama_wasm import CancelledError, ClosedError, GuestTrapError
+from pyllama_wasm import CancelledError, ClosedError, DeadlineError, GuestTrapError
 from pyllama_wasm.scheduler import MAX_AHEAD
 from pyllama_wasm.slots import Group
 
@@ -178,3 +178,43 @@ def test_text_that_is_held_back_for_long_is_computed() -> None:
     world.scheduler.submit(stream)
     world.scheduler.wait(stream)
     assert len(stream.tokens) > 3 * MAX_AHEAD
+
+
+@pytest.mark.parametrize("has_company", [False, True])
+def test_a_deadline_ends_the_engines_step_unless_others_wait_for_it(has_company: bool) -> None:
+    world = World()
+    world.generate_group([[1], [2]], 2, 2)
+    (lane,) = world.lanes
+    late, company = FakeRequest([3], 10**6, n_ctx=90), FakeRequest([4], 80)
+    n_steps = [0]
+
+    def slow() -> None:
+        n_steps[0] += 1
+        if n_steps[0] == 5:
+            late.interrupt = DeadlineError("test", "it is late")
+            world.scheduler.end_overdue(late, 0.1)
+
+    lane.before_sampling = slow
+    world.scheduler.submit(late)
+    if has_company:
+        world.scheduler.submit(company)
+    with pytest.raises(DeadlineError):
+        world.scheduler.wait(late)
+    world.scheduler.release(late)
+    assert len(world.patience) == 1
+    assert (world.patience[0] > 0) == has_company
+    if has_company:
+        world.scheduler.wait(company)
+        assert company.tokens == expected([4], 80)
+    world.rest()
+
+
+def test_a_deadline_reaches_a_request_that_waits_for_a_slot_and_ends_no_step() -> None:
+    world = World()
+    late = FakeRequest([3], 5)
+    late.interrupt = DeadlineError("test", "it is late")
+    world.scheduler.submit(late)
+    world.scheduler.end_overdue(late, 0.1)
+    with pytest.raises(DeadlineError):
+        world.scheduler.wait(late)
+    assert world.patience == []

@@ -15,7 +15,7 @@ from .estimate import estimate_memory
 from .gguf import GGUFReader, GGUFTensor
 from .params import ContextParams
 
-__all__ = ["Limits", "ModelCost", "Spread", "measure_limits", "model_cost"]
+__all__ = ["MachineLimits", "ModelCost", "Spread", "measure_limits", "model_cost"]
 
 _BUFFER_BYTES = 256 << 20
 """Several times what processors cache, so that a pass over it comes from memory."""
@@ -80,7 +80,7 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MachineLimits:
     """What a machine does at most with some number of threads."""
 
     n_threads: int
@@ -143,7 +143,7 @@ def _share_used(tensor: GGUFTensor, header: GGUFReader) -> float:
     return min(1.0, used / total)
 
 
-def measure_limits(n_threads: int) -> Limits:
+def measure_limits(n_threads: int) -> MachineLimits:
     """Measure with numpy what this machine does at most with ``n_threads`` threads; takes about a second.
 
     Reading is a sum over 256 MiB, each thread a part of its own; arithmetic is a product of f32 matrices by numpy's
@@ -164,7 +164,7 @@ def measure_limits(n_threads: int) -> Limits:
     out = np.empty_like(matrix)
     with threadpool_limits(n_threads):
         multiply_s = _best_s(lambda: np.matmul(matrix, matrix, out=out))
-    return Limits(n_threads, words.nbytes / read_s, 2.0 * _MATRIX**3 / multiply_s)
+    return MachineLimits(n_threads, words.nbytes / read_s, 2.0 * _MATRIX**3 / multiply_s)
 
 
 def _best_s(work: Callable[[], object]) -> float:

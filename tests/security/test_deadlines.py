@@ -1,0 +1,304 @@
+"""Deadlines hold: whatever the guest is at, the call comes back with its typed error, and nothing is left running.
+
+How late is measured elsewhere: here the bounds only tell an end from none, on whatever machine.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import pyllama_wasm as pw
+from pyllama_wasm.errors import DeadlineError, GuestDiedError
+from pyllama_wasm.host import Engine
+from pyllama_wasm.host.watchdog import watchdog
+from tests.wasm.guests import CANCEL, SPIN, STOP, THREAD_IMPORTS, THREADS, guest
+
+GENEROUS_S = 10.0
+LONG_PROMPT = "Tell me about the history of the world in great detail. " * 150
+ENDLESS = "{% for i in range(999999999) %}{% for j in range(999999999) %}{{ '' }}{% endfor %}{% endfor %}"
+USER = [{"role": "user", "content": "Hi"}]
+
+
+def ends(call: Callable[[], object]) -> DeadlineError:
+    """Check that a call ends with the typed error, within a bound that any machine keeps."""
+    began = time.monotonic()
+    with pytest.raises(DeadlineError) as caught:
+        call()
+    assert time.monotonic() - began < GENEROUS_S
+    assert isinstance(caught.value, TimeoutError) and isinstance(caught.value, pw.LimitError)
+    return caught.value
+
+
+def is_usable(model: pw.Model) -> bool:
+    """Check that the model works as before, or says plainly that it is dead; return which."""
+    if model.is_dead:
+        with pytest.raises(GuestDiedError, match="load the model again"):
+            model.generate("abc")
+        return False
+    return len(model.generate("abc", max_tokens=3, temperature=0, deadline_s=60).tokens) > 0
+
+
+# -- hand-written guests ----------------------------------------------------------------------------------------------
+
+
+def test_a_polite_guest_ends_by_itself_and_lives() -> None:
+    with Engine(module=guest(SPIN)) as engine:
+        with pw.deadline(0.2):
+            assert engine.call("spin_politely") == 7
+            ends(lambda: engine.call("idle"))  # nothing more within the block
+        assert engine.memory.u32(CANCEL) == 0
+        assert engine.call("idle") == 1
+
+
+# Takes back the flag three times before it obeys.
+STUBBORN = f"""
+(global $n (mut i32) (i32.const 0))
+(func (export "spin") (loop $again
+  (if (i32.load (i32.const {STOP})) (then
+    (if (i32.eq (global.get $n) (i32.const 3)) (then unreachable))
+    (global.set $n (i32.add (global.get $n) (i32.const 1)))
+    (i32.store (i32.const {STOP}) (i32.const 0))))
+  br $again))
+"""
+
+
+@pytest.mark.parametrize("code", [SPIN, STUBBORN], ids=["deaf", "stubborn"])
+def test_a_guest_that_does_not_listen_is_stopped_even_if_it_clears_the_flag(code: str) -> None:
+    with Engine(module=guest(code)) as engine:
+        with pw.deadline(0.2):
+            error = ends(lambda: engine.call("spin"))
+        assert "load the model again" in str(error)
+        assert engine.is_dead
+
+
+@pytest.mark.parametrize("command", [3, 4], ids=["spinning", "parked on a wait"])
+def test_workers_end_with_the_call(command: int) -> None:
+    with Engine(module=guest(THREADS, uses=THREAD_IMPORTS), n_threads=2) as engine:
+        for at in (8192, 8256):
+            engine.memory.write(at, bytes((command, 0, 0, 0, 0, 0, 0, 0)))
+            engine.call("spawn", at)
+        with pw.deadline(0.2):
+            ends(lambda: engine.call("wait_for", 8196, 1))
+        assert engine._sandbox.workers.wait_until_none(GENEROUS_S, lambda: None)
+
+
+def test_a_job_of_many_short_calls_is_refused_the_next_one_and_the_guest_lives() -> None:
+    with Engine(module=guest(SPIN)) as engine:
+
+        def job() -> None:
+            while True:
+                engine.call("idle")
+
+        with pw.deadline(0.2):
+            ends(lambda: engine.run(job, "count"))
+        assert not engine.is_dead
+        assert engine.call("idle") == 1
+
+
+def test_a_job_that_waits_behind_another_is_withdrawn() -> None:
+    gate, ran = threading.Event(), []
+    with Engine(module=guest(SPIN)) as engine:
+        blocker = threading.Thread(target=engine.run, args=(gate.wait,))
+        blocker.start()
+        with pw.deadline(0.1):
+            ends(lambda: engine.run(lambda: ran.append("late")))
+        gate.set()
+        blocker.join(GENEROUS_S)
+        assert engine.call("idle") == 1
+        assert ran == []
+
+
+def test_an_engine_has_a_deadline_of_its_own_for_every_call() -> None:
+    with Engine(module=guest(SPIN)) as engine:
+        engine.deadline_s = 0.2
+        ends(lambda: engine.call("spin"))
+
+
+def test_what_ends_in_time_is_not_touched_and_not_watched_any_more() -> None:
+    with Engine(module=guest(SPIN)) as engine, pw.deadline(60):
+        n_watched = watchdog.n_watched
+        assert [engine.call("idle") for _ in range(100)] == [1] * 100
+        assert watchdog.n_watched <= n_watched  # others that were there may have come to their end
+
+
+def test_patience_ends_only_the_guest_call_that_goes_on() -> None:
+    with Engine(module=guest(SPIN)) as engine:
+        outcome: list[object] = []
+
+        def spin() -> None:
+            try:
+                outcome.append(engine.call("spin_politely"))
+            except pw.PyllamaError as error:
+                outcome.append(error)
+
+        def many() -> None:
+            ends_at = time.monotonic() + 0.5
+            while time.monotonic() < ends_at:
+                engine.call("idle")
+            outcome.append(engine.cancel_requested)
+
+        for job in (lambda: engine.run(many), spin):
+            thread = threading.Thread(target=job)
+            thread.start()
+            time.sleep(0.1)
+            engine.cancel(0.05, patience_s=0.05)
+            thread.join(GENEROUS_S)
+        assert outcome == [False, 7]
+        assert not engine.is_dead
+
+
+# -- every kind of call of a model ------------------------------------------------------------------------------------
+
+
+def test_prefill_decode_stream_and_batches_end_and_the_model_goes_on(model: pw.Model, smollm2_path: Path) -> None:
+    calls: list[Callable[[pw.Model], object]] = [
+        lambda own: own.generate(LONG_PROMPT, deadline_s=0.3),
+        lambda own: own.generate("Once", max_tokens=None, ignore_eos=True, deadline_s=0.3),
+        lambda own: list(own.stream("Once", max_tokens=None, ignore_eos=True, deadline_s=0.3)),
+        lambda own: own.chat(USER, sampling=pw.SamplingParams(ignore_eos=True), deadline_s=0.3),
+        lambda own: own.generate_many(["a", "b", LONG_PROMPT], max_tokens=None, ignore_eos=True, deadline_s=0.3),
+        lambda own: own.embed([LONG_PROMPT[:1000]] * 50, deadline_s=0.3),
+    ]
+    with pw.Model(smollm2_path) as own:
+        n_ended = 0
+        for call in calls:
+            if own.is_dead:  # a busy machine: what could not end by itself in time was stopped
+                break
+            ends(lambda call=call: call(own))  # type: ignore[misc]
+            n_ended += 1
+        assert n_ended >= 1 and not own._calls
+        is_usable(own)
+    assert is_usable(model)
+
+
+def test_low_level_calls_end(smollm2_path: Path) -> None:
+    with pw.Model(smollm2_path) as own:
+        context, batch = own.context(n_ctx=2048), pw.Batch(2048)
+        batch.add_sequence([5] * 2048)
+        ends(lambda: context.decode(batch, deadline_s=0.2))
+        with pw.deadline(1e-3):
+            time.sleep(2e-3)
+            ends(lambda: own.vocab.tokenize("a"))
+            ends(lambda: own.context(n_ctx=256))
+            context.close()  # closing works, whatever the time
+        assert context.is_closed
+
+
+def test_a_tokenizer_and_a_template_without_end_are_stopped(tiny_path: Path, model: pw.Model) -> None:
+    with pw.Model(tiny_path, n_threads=1) as own:
+        error = ends(lambda: own.vocab.tokenize("a" * 10_000_000, deadline_s=0.2))
+        assert own.is_dead and "load the model again" in str(error)
+        assert not is_usable(own)
+    with pw.Model(tiny_path, n_threads=1, limits=pw.Limits(deadline_s=0.3)) as own:  # the model's own deadline
+        ends(lambda: own.apply_chat_template(USER, template=ENDLESS))
+    assert is_usable(model)
+
+
+def test_a_grammar_of_many_ways_ends(tiny_path: Path) -> None:
+    grammar = "root ::= " + '"a"? ' * 2000 + '"b"'
+    with pw.Model(tiny_path, n_threads=1) as own:
+        ends(lambda: [own.generate("a", max_tokens=400, grammar=grammar, deadline_s=0.3) for _ in range(500)])
+
+
+def test_a_load_ends_and_leaves_nothing(tiny_path: Path, tmp_path: Path, model: pw.Model) -> None:
+    bomb = write_kv_bomb(tiny_path, tmp_path / "bomb.gguf", 100_000)
+    threads = set(threading.enumerate())
+    error = ends(lambda: pw.Model(bomb, n_threads=1, limits=pw.Limits(deadline_s=0.1)))
+    assert error.operation == "load bomb.gguf"
+    assert {t for t in threading.enumerate() if t.name == "pyllama-engine"} <= threads
+    assert is_usable(model)
+
+
+def write_kv_bomb(source: Path, path: Path, n: int) -> Path:
+    """Write a GGUF with ``n`` more metadata entries, all of them valid."""
+    data = source.read_bytes()
+    (n_kv,) = struct.unpack_from("<Q", data, 16)
+    entries = b"".join(struct.pack("<Q", 19) + b"%019d" % i + struct.pack("<IB", 7, 1) for i in range(n))
+    assert len(entries) % 32 == 0  # the tensors stay aligned
+    path.write_bytes(data[:16] + struct.pack("<Q", n_kv + n) + data[24:24] + entries + data[24:])
+    return path
+
+
+def test_the_bomb_is_a_model_that_loads_without_a_deadline(tiny_path: Path, tmp_path: Path) -> None:
+    bomb = write_kv_bomb(tiny_path, tmp_path / "bomb.gguf", 1000)
+    with pw.Model(bomb, n_threads=1) as own:
+        assert is_usable(own)
+
+
+# -- several callers --------------------------------------------------------------------------------------------------
+
+
+def test_others_of_the_same_batch_go_on(tiny_path: Path) -> None:
+    with pw.Model(tiny_path, n_threads=1) as own:
+        expected = own.generate("abc", max_tokens=400, ignore_eos=True, temperature=0).tokens
+        outcome: list[tuple[int, ...]] = []
+
+        def other() -> None:
+            outcome.append(own.generate("abc", max_tokens=400, ignore_eos=True, temperature=0).tokens)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        for _ in range(3):
+            ends(
+                lambda: list(iter(lambda: own.generate("xyz", max_tokens=None, ignore_eos=True, deadline_s=0.02), None))
+            )
+        thread.join(60)
+        assert outcome == [expected]
+
+
+def test_many_short_deadlines_leave_right_answers_and_a_model_that_goes_on(tiny: pw.Model) -> None:
+    expected = tiny.generate("abc", max_tokens=30, ignore_eos=True, temperature=0).tokens
+    outcome: list[object] = []
+
+    def work(seed: int) -> None:
+        random = Random(seed)
+        for _ in range(12):
+            deadline_s = random.choice([0.005, 0.02, 0.05, None])
+            try:
+                stream = tiny.stream("abc", max_tokens=30, ignore_eos=True, temperature=0, deadline_s=deadline_s)
+                list(stream)
+                outcome.append(stream.completion is not None and stream.completion.tokens == expected)
+            except pw.PyllamaError as error:
+                outcome.append(isinstance(error, DeadlineError) or tiny.is_dead)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert outcome == [True] * 72
+    assert not tiny._calls
+    if not tiny.is_dead:
+        assert tiny.generate("abc", max_tokens=30, ignore_eos=True, temperature=0).tokens == expected
+
+
+def test_a_stream_nobody_reads_is_ended_by_its_next_piece(tiny: pw.Model) -> None:
+    stream = tiny.stream("abc", max_tokens=None, ignore_eos=True, deadline_s=0.2)
+    assert next(stream)
+    time.sleep(0.3)
+    ends(lambda: list(stream))
+    assert stream.completion is not None and stream.completion.finish_reason == "cancelled"
+    assert is_usable(tiny)
+
+
+def test_a_call_that_was_computed_in_time_is_returned_late(tiny: pw.Model) -> None:
+    stream = tiny.stream("abc", max_tokens=1, ignore_eos=True, deadline_s=1)
+    pieces = [next(stream, "")]
+    time.sleep(1)
+    pieces += stream
+    assert stream.completion is not None and stream.completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "1"])
+def test_a_bad_deadline_is_a_request_error(tiny: pw.Model, seconds: object) -> None:
+    calls: tuple[Callable[..., object], ...] = (tiny.generate, tiny.stream, tiny.embed, tiny.vocab.tokenize)
+    for call in calls:
+        with pytest.raises(pw.RequestError, match="positive number of seconds"):
+            call("abc", deadline_s=seconds)
