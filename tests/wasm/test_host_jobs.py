@@ -11,6 +11,7 @@ import pytest
 from pyllama_wasm.deadline import Deadline, within
 from pyllama_wasm.errors import ClosedError, DeadlineError, GuestStoppedError, HostError, OutputLimitError
 from pyllama_wasm.host import Engine, Watch, jobs
+from pyllama_wasm.host.threads import start_thread
 from pyllama_wasm.host.watchdog import Watchdog
 from tests.wasm.guests import ARITHMETIC, SPIN, EngineOf, guest
 from tests.wasm.test_host_cancel import after
@@ -209,7 +210,7 @@ def test_watch_that_is_cancelled_at_the_last_moment_looks_no_more(monkeypatch: p
 
 def test_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[threading.Thread] = []
-    real = jobs.start_thread
+    real = start_thread
 
     def interrupted(target: Callable[[], None], name: str) -> None:
         started.append(real(target, name))

@@ -90,12 +90,10 @@ ALWAYS_INLINE const activation_panel * next_panel(const activation_panel * y, in
 
 // A load nobody waits for: wasm has no instruction to fetch what is read later.
 ALWAYS_INLINE void fetch(read_ahead * ahead) {
-    if (ahead->at) {
-        for (size_t i = 0; i < ahead->n_bytes; i += 64) {
-            (void) *(const volatile uint8_t *) (ahead->at + i);
-        }
-        ahead->at += ahead->n_bytes;
+    for (size_t i = 0; i < ahead->n_bytes && ahead->at + i < ahead->end; i += 64) {
+        (void) *(const volatile uint8_t *) (ahead->at + i);
     }
+    ahead->at += ahead->n_bytes;
 }
 
 ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_panel * y, v128_t acc[][N_GROUPS],
@@ -272,9 +270,11 @@ static void multiply_rows(const tile_format * format, const product * p, const p
         exchange(p, s, row, n_rows, acc, true);
     }
     const int64_t n_tiles = (s->n_cols + N_COLS - 1) / N_COLS;
-    read_ahead    ahead   = {NULL, PANEL_ROWS * s->block_bytes / (size_t) (s->per_block * n_tiles) + 1};
-    if (s->is_dense && row + 2 * PANEL_ROWS <= p->m) {  // the next rows follow
-        ahead.at = p->a + (size_t) (row + PANEL_ROWS) * p->a_stride;
+    read_ahead    ahead   = {.n_bytes = PANEL_ROWS * s->block_bytes / (size_t) (s->per_block * n_tiles) + 1};
+    if (s->is_dense && row + PANEL_ROWS < p->m) {  // the next rows follow
+        const int64_t n_next = p->m - row - PANEL_ROWS < PANEL_ROWS ? p->m - row - PANEL_ROWS : PANEL_ROWS;
+        ahead.at  = p->a + (size_t) (row + PANEL_ROWS) * p->a_stride;
+        ahead.end = ahead.at + (size_t) n_next * p->a_stride;
     }
     for (int64_t done = 0; done < s->n_panels; done += CHUNK) {
         const int64_t n = s->n_panels - done < CHUNK ? s->n_panels - done : CHUNK;

@@ -32,7 +32,8 @@ typedef void (*pack_function)(int64_t n, const uint8_t * x[PANEL_ROWS], weight_p
 // Weights that are read soon, of which every panel fetches so many bytes: at the pace of the products, so that the processor's
 // own prefetching takes it up and the memory works meanwhile.
 typedef struct {
-    const uint8_t * at;  // or null
+    const uint8_t * at;
+    const uint8_t * end;  // where they end, or null: there are none
     size_t          n_bytes;
 } read_ahead;
 

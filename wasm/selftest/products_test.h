@@ -231,6 +231,39 @@ static bool check_experts(ggml_type type, int64_t n_tokens, int64_t n_slots, int
     return is_ok;
 }
 
+// Products of a whole graph: the same bits whatever the number of threads, which take shares of the rows as they come. With
+// several products in one operation only the first is shared out so.
+static std::vector<float> multiply_in_graph(ggml_type type, int64_t k, int64_t n, int64_t n_products, int n_threads) {
+    const int64_t  m   = 301;
+    ggml_context * ctx = ggml_init({32u << 20, nullptr, false});
+    std::mt19937   random(5);
+    std::normal_distribution<float> normal;
+    ggml_tensor * w = ggml_new_tensor_2d(ctx, type, k, m);
+    ggml_tensor * y = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, k, n, n_products);
+    std::vector<float> values(ggml_nelements(w));
+    for (float & value : values) { value = normal(random); }
+    ggml_quantize_chunk(type, values.data(), w->data, 0, m, k, nullptr);
+    for (int64_t i = 0; i < ggml_nelements(y); i++) { ((float *) y->data)[i] = normal(random); }
+    ggml_tensor * out   = ggml_mul_mat(ctx, w, y);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, out);
+    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
+    std::vector<float> result((float *) out->data, (float *) out->data + ggml_nelements(out));
+    ggml_free(ctx);
+    return result;
+}
+
+static bool check_shares(ggml_type type, int64_t n, int64_t n_products) {
+    for (int64_t k : {256, 2048}) {  // in one part, and beyond what is kept of the activations
+        const std::vector<float> expected = multiply_in_graph(type, k, n, n_products, 1);
+        for (int n_threads : {2, 3}) {
+            const std::vector<float> found = multiply_in_graph(type, k, n, n_products, n_threads);
+            if (memcmp(found.data(), expected.data(), expected.size() * sizeof(float)) != 0) { return false; }
+        }
+    }
+    return true;
+}
+
 template <typename T> static bool is_same(const T & a, const T & b) {
     return memcmp(&a, &b, sizeof(T)) == 0;
 }
@@ -316,13 +349,13 @@ static bool check_activations() {
 static void check_all(report_function report) {
     for (const format & f : FORMATS) {
         const std::string name = std::string("every code: ") + ggml_type_name(f.type);
-        for (int64_t m : {7, 4, 1}) {
+        for (int64_t m : {19, 16, 7, 4, 1}) {
             for (int64_t n_blocks : {1, 2, 4, 7}) {
                 report(check_format(f, m, n_blocks), name + ", " + std::to_string(m) + " rows of " + std::to_string(n_blocks) + " blocks");
             }
         }
         if (ggml_blck_size(f.type) == 32) {
-            report(check_format(f, 5, 183), name + ", long rows");  // of more than 3072 bytes: one after another
+            report(check_format(f, 5, 183), name + ", long rows");
         }
     }
     for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
@@ -340,6 +373,14 @@ static void check_all(report_function report) {
         }
     }
     report(check_activations(), "SiLU, SwiGLU and softmax");
+    for (ggml_type type : {GGML_TYPE_Q4_K, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_F16}) {
+        for (int64_t n : {1, 6, 70}) {
+            for (int64_t n_products : {1, 3}) {
+                report(check_shares(type, n, n_products), std::string("shares: ") + ggml_type_name(type) + ", columns " + std::to_string(n) +
+                                                              ", products " + std::to_string(n_products));
+            }
+        }
+    }
 }
 
 }  // namespace products
