@@ -114,30 +114,45 @@ _Noreturn static void heap_corrupt(void) {
     pw_die("the guest's heap is corrupt");
 }
 
-void * malloc(size_t size) { return dlmalloc(size); }
+// No object is larger than what differences of pointers can tell (C), though the memory might have room.
+static int is_too_large(size_t size) {
+    if (size <= PTRDIFF_MAX) {
+        return 0;
+    }
+    errno = ENOMEM;
+    return 1;
+}
+
+void * malloc(size_t size) { return is_too_large(size) ? NULL : dlmalloc(size); }
 void   free(void * block) { dlfree(block); }
-void * calloc(size_t count, size_t size) { return dlcalloc(count, size); }
-void * realloc(void * block, size_t size) { return dlrealloc(block, size); }
-void * memalign(size_t alignment, size_t size) { return dlmemalign(alignment, size); }
-void * aligned_alloc(size_t alignment, size_t size) { return dlmemalign(alignment, size); }
-int    posix_memalign(void ** block, size_t alignment, size_t size) { return dlposix_memalign(block, alignment, size); }
+void * realloc(void * block, size_t size) { return is_too_large(size) ? NULL : dlrealloc(block, size); }
+void * memalign(size_t alignment, size_t size) { return is_too_large(size) ? NULL : dlmemalign(alignment, size); }
+void * aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+
+void * calloc(size_t count, size_t size) {
+    size_t total;
+    const int overflows = __builtin_mul_overflow(count, size, &total);
+    return is_too_large(overflows ? SIZE_MAX : total) ? NULL : dlcalloc(1, total);
+}
+
+int posix_memalign(void ** block, size_t alignment, size_t size) {
+    return is_too_large(size) ? ENOMEM : dlposix_memalign(block, alignment, size);
+}
+
 size_t malloc_usable_size(void * block) { return dlmalloc_usable_size(block); }
 
 void * reallocarray(void * block, size_t count, size_t size) {
     size_t total;
-    if (__builtin_mul_overflow(count, size, &total)) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    return dlrealloc(block, total);
+    const int overflows = __builtin_mul_overflow(count, size, &total);
+    return realloc(block, overflows ? SIZE_MAX : total);
 }
 
 // musl's internal names.
-void * __libc_malloc(size_t size) { return dlmalloc(size); }
+void * __libc_malloc(size_t size) { return malloc(size); }
 void   __libc_free(void * block) { dlfree(block); }
-void * __libc_calloc(size_t count, size_t size) { return dlcalloc(count, size); }
+void * __libc_calloc(size_t count, size_t size) { return calloc(count, size); }
 
-PW_EXPORTED(pw_alloc) void * pw_alloc(size_t size) { return dlmalloc(size); }
+PW_EXPORTED(pw_alloc) void * pw_alloc(size_t size) { return malloc(size); }
 PW_EXPORTED(pw_free) void pw_free(void * block) { dlfree(block); }
 // Bytes the heap has taken from the linear memory; mapped files, stacks of the module and its data are not in it.
 PW_EXPORTED(pw_heap_bytes) size_t pw_heap_bytes(void) { return dlmalloc_footprint(); }
