@@ -75,7 +75,7 @@ upstream: $(VENV)/.test $(VENV)/.model $(VENV)/.models ## rebuild the module, co
 	PYTHON=$(abspath $(BIN))/python wasm/build.sh --check --tests
 	$(BIN)/python wasm/third_party.py --check
 	$(BIN)/python -m pytest -q tests/unit/test_abi_header.py tests/unit/test_abi_tables.py
-	$(BIN)/python -m pytest -q tests/parity/slow_quantize.py
+	$(BIN)/python -m pytest -q tests/parity/slow_quantize.py tests/parity/slow_inputs.py
 	$(BIN)/python tests/upstream/run.py
 
 native: $(VENV)/.test $(SOURCES) ## build native llama.cpp from the same sources, to compare with (needs a C++ compiler)

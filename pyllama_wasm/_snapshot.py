@@ -75,7 +75,8 @@ class Snapshot:
         copy = unnamed_copy(read, before.st_size, operation)
         try:
             after = os.fstat(fd)
-            if offset != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            times = [(info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in (before, after)]
+            if offset != before.st_size or times[0] != times[1]:
                 raise ModelFileError(operation, _CHANGED, "load it when it is whole")
         except BaseException:
             os.close(copy)
@@ -173,7 +174,7 @@ def _read_at(fd: int, n: int, offset: int) -> bytes:
 
 
 def _unnamed_file() -> int:
-    if sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):  # some builds of Python are for a C library without it
         return os.memfd_create("pyllama_wasm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile(prefix="pyllama_wasm-") as file:
         return os.dup(file.fileno())
@@ -181,7 +182,7 @@ def _unnamed_file() -> int:
 
 def _seal(fd: int) -> None:
     """Make a file in memory unchangeable: then a mapping of it can never lose its pages."""
-    if sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)

@@ -47,8 +47,8 @@ def _check(text: str) -> None:
         branches += name == "elif"
         if name in _BLOCKS and not (name == "set" and "=" in words):
             blocks += 1
-        elif name.startswith("end"):
-            blocks -= 1
+        elif name.startswith("end") and name[3:] in _BLOCKS:
+            blocks = max(blocks - 1, 0)
         if blocks > MAX_BLOCKS or branches > MAX_BRANCHES:
             raise RequestError(
                 OPERATION, f"its blocks are nested more than {MAX_BLOCKS} deep, or have too many branches"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 from .errors import DeadlineError, RequestError
 
@@ -63,31 +63,29 @@ def check_seconds(seconds: object, operation: str) -> None:
         raise RequestError(operation, f"{seconds!r} is not a positive number of seconds")
 
 
-class _Scope(threading.local):
-    deadline: Deadline | None = None
-
-
-_scope = _Scope()
+_scope: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+"""Each thread has its own, and each task of an event loop."""
 
 
 def current_deadline() -> Deadline | None:
-    """Return the deadline that holds for the calls of this thread now."""
-    return _scope.deadline
+    """Return the deadline that holds for the calls of this thread, or task of an event loop, now."""
+    return _scope.get()
 
 
 @contextmanager
 def within(own: Deadline | None) -> Iterator[Deadline | None]:
     """Have ``own``, ``None`` for none, hold for the calls of this thread in the block, whatever holds around it."""
-    outer, _scope.deadline = _scope.deadline, own
+    outer = _scope.get()
+    _scope.set(own)
     try:
         yield own
     finally:
-        _scope.deadline = outer
+        _scope.set(outer)  # not by its token: a generator may end in another context than it began in
 
 
 def nearest(own: Deadline | None) -> Deadline | None:
     """Return which comes first, ``own`` or the deadline that holds already."""
-    outer = _scope.deadline
+    outer = _scope.get()
     if own is None or (outer is not None and outer.due_at <= own.due_at):
         return outer
     return own

@@ -255,7 +255,8 @@ class Embedder:
     def _locked(self, operation: str) -> Iterator[None]:
         """Have the contexts for a block, when the batch of another call has ended; not beyond a deadline."""
         deadline = current_deadline()
-        if not self._lock.acquire(timeout=-1 if deadline is None else deadline.left_s) and deadline is not None:
+        timeout_s = -1 if deadline is None else min(deadline.left_s, threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=timeout_s) and deadline is not None:
             raise deadline.error(operation)
         try:
             yield

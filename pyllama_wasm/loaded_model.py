@@ -29,6 +29,7 @@ from .host import Engine, load_module
 from .limits import Limits
 from .logs import one_line
 from .native import Native
+from .native.native import OWN_TEXT_BYTES
 from .native.structs import Struct
 from .params import ContextParams, ModelParams
 from .sandbox_report import SandboxReport, report
@@ -484,7 +485,7 @@ class LoadedModel:
                 if not isinstance(n, int) or n < 0:
                     return ""
                 if n < size:
-                    self.engine.check_output(n, "read a text")
+                    self.engine.check_output(n, "read a text", OWN_TEXT_BYTES)
                     return self.engine.memory.read(buffer, n).decode("utf-8", errors="replace")
             size = n + 1
 

@@ -29,8 +29,9 @@ MAX_PRODUCTS = 1 << 29
 """Most multiplications in one call: some 10 ms, 50 on slow machines. Between its calls the guest looks whether it is to
 stop; what it asks for beyond that is refused."""
 
-MAX_ELEMENTS = 1 << 22
-"""Most elements of one matrix: with few multiplications for each, a product takes as long as its memory does."""
+MAX_ELEMENTS = 1 << 25
+"""Most elements of one matrix, what the guest's kernels ask for at most: with few multiplications for each, a product
+takes as long as its memory does."""
 
 _OBEDIENT = frozenset({"openblas", "mkl", "blis"})
 """Libraries that are fast and whose number of threads can be set for the process."""

@@ -134,6 +134,7 @@ class CodeCache:
         """Where the code is kept; None when that folder cannot be used."""
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder = path = path.resolve()  # links in it may be changed later
             _require_ours(path, stat.S_ISDIR)
             _require_fixed(path)
         except OSError as error:
@@ -200,9 +201,11 @@ def _require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
 def _require_fixed(path: Path) -> None:
     """Raise ``OSError`` when anybody could put another folder in the place of ``path`` after it was looked at."""
     if hasattr(os, "geteuid"):
-        for parent in path.resolve().parents:
-            mode = parent.stat().st_mode
-            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        for parent in path.parents:
+            info = parent.stat()
+            is_anybodys = info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX
+            is_somebody_elses = os.geteuid() != 0 and info.st_uid not in (0, os.geteuid())
+            if is_anybodys or is_somebody_elses:
                 raise OSError(f"others can rename what is in {parent}")
 
 

@@ -181,10 +181,10 @@ class Engine:
         """
         self._jobs.cancel(grace_s, patience_s)
 
-    def check_output(self, n_bytes: int, operation: str) -> None:
-        """Raise ``OutputLimitError`` for more bytes than one call may bring out of the sandbox."""
-        if self.output_bytes is not None and n_bytes > self.output_bytes:
-            reason = f"the result has {n_bytes} bytes or more, and may have {self.output_bytes}"
+    def check_output(self, n_bytes: int, operation: str, least: int = 0) -> None:
+        """Raise ``OutputLimitError`` for more bytes than a call may bring out of the sandbox and than ``least``."""
+        if self.output_bytes is not None and n_bytes > max(self.output_bytes, least):
+            reason = f"the result has {n_bytes} bytes or more, and may have {max(self.output_bytes, least)}"
             raise OutputLimitError(operation, reason, "raise output_bytes")
 
     def register(self, func: Callable[..., object]) -> int:

@@ -170,9 +170,9 @@ class FileTable:
 
     def granted(self) -> list[tuple[str, str, int]]:
         """Return guest path, mode and size in bytes of every file that is granted now."""
-        with self._lock:
+        with self._lock:  # which ``revoke`` of a grant waits for: all are open
             files = list(self._files.values())
-        return [(file.guest_path, "w" if file.is_writable else "r", file.size_bytes()) for file in files]
+            return [(file.guest_path, "w" if file.is_writable else "r", file.size_bytes()) for file in files]
 
     def find(self, guest_path: str) -> GrantedFile | None:
         """Return the granted file of exactly that path, or None."""

@@ -350,10 +350,12 @@ class JobThread:
             self._guest.set_cancel(True)
             watchdog.watch(time.monotonic() + _POLL_S, _Press(self, job, grace_s).look)
 
-    def stop_current(self, reason: str, job: _Job | None = None) -> None:
-        """Stop the guest for good if ``job``, or whatever job, runs."""
+    def stop_current(self, reason: str, job: _Job | None = None, call: int | None = None) -> None:
+        """Stop the guest for good if ``job``, or whatever job, runs, and in it that guest call, or any."""
         with self._lock:
-            if self._current is not None and (job is None or self._current is job):
+            if self._current is None or (job is not None and self._current is not job):
+                return
+            if call is None or self._guest.busy_call == call:
                 self._guest.stop(reason)
 
     def _wait_ended(self) -> None:
@@ -385,7 +387,7 @@ class _Press:
             self._note(call, now)
         if call and (self._is_deaf(now) or now - self._started >= _JOB_GRACE_S):
             why = "its deadline came" if self._job.is_overdue else "it was cancelled"
-            self._jobs.stop_current(f"it did not end in time after {why}", self._job)
+            self._jobs.stop_current(f"it did not end in time after {why}", self._job, call)
         return now + _POLL_S
 
     def _note(self, call: int, now: float) -> None:

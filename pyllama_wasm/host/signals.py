@@ -65,11 +65,15 @@ class TrapSignals:
             self.restore()
 
     def restore(self) -> None:
-        """Put wasmtime's handlers back where others have been installed since."""
+        """Put wasmtime's handlers back where Python's own, or none, have taken their place.
+
+        Handlers of other libraries stay: they pass on what is not theirs, and would miss what is.
+        """
         with self._lock:
             self._seen = faulthandler.is_enabled()
             for number, action in self._actions.items():
-                if _handler(_action(number)) != _handler(action):
+                now = _action(number)
+                if _handler(now) != _handler(action) and _is_pythons(now):
                     _libc().sigaction(number, action, None)
                     logger.debug("wasmtime's handler of %s was replaced and is put back", signal.Signals(number).name)
 
@@ -93,6 +97,16 @@ def _is_wasmtimes(action: Any) -> bool:
     symbol = _Symbol()
     found = _libc().dladdr(ctypes.c_void_p(_handler(action)), ctypes.byref(symbol))
     return bool(found) and symbol.file == str(_ffi.dll._name).encode()
+
+
+def _is_pythons(action: Any) -> bool:
+    """Whether a handler is the system's default or one of the interpreter, such as faulthandler's."""
+    if _handler(action) in (signal.SIG_DFL, signal.SIG_IGN):
+        return True
+    own, symbol = _Symbol(), _Symbol()
+    interpreter = ctypes.cast(ctypes.pythonapi.Py_GetVersion, ctypes.c_void_p)
+    found = _libc().dladdr(ctypes.c_void_p(_handler(action)), ctypes.byref(symbol))
+    return bool(found and _libc().dladdr(interpreter, ctypes.byref(own))) and symbol.file == own.file
 
 
 trap_signals = TrapSignals()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -22,6 +23,15 @@ WAIT_SLICE_S = 0.05 if sys.platform == "win32" else 3600.0
 _START_TRIES = 3
 
 _start_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _start_lock
+    _start_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:

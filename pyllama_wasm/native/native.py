@@ -25,6 +25,10 @@ _OUT_OF_MEMORY = 2
 _HOST_REFUSED = 4
 
 
+OWN_TEXT_BYTES = 1 << 20
+"""A model's own texts, its template and metadata, may be so long whatever the limit of output is."""
+
+
 class Native:
     """Calls of llama.cpp's C functions in one engine, by their own names: ``native.llama_n_ctx(ctx)``.
 
@@ -128,8 +132,8 @@ class Native:
         memory, limit = self.engine.memory, self.engine.output_bytes
         if not ptr:
             return ""
-        data = memory.read_cstr(ptr, memory.max_bytes if limit is None else limit + 1)
-        self.engine.check_output(len(data), "read a text")
+        data = memory.read_cstr(ptr, memory.max_bytes if limit is None else max(limit, OWN_TEXT_BYTES) + 1)
+        self.engine.check_output(len(data), "read a text", OWN_TEXT_BYTES)
         return data.decode("utf-8", errors="replace")
 
     def take_string(self, ptr: int) -> str:

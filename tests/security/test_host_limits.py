@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wasmtime
 
 import pyllama_wasm.host
 from pyllama_wasm.errors import GuestTrapError, HostError
-from pyllama_wasm.host import compile_module
+from pyllama_wasm.host import compile_module, signals
 from pyllama_wasm.host.signals import TrapSignals, trap_signals
 from tests.security.test_host_edge import MEMORY, run_python
 from tests.wasm.guests import EngineOf, bare, guest
@@ -133,6 +135,25 @@ def test_handlers_of_wasmtime_are_known_by_their_library() -> None:
     again.note()
     again.note()
     assert set(again._actions) == set(previous)
+
+
+@linux
+def test_handlers_of_other_libraries_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def action_of(function: object) -> object:
+        address = 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+        return ctypes.create_string_buffer(ctypes.string_at(ctypes.byref(ctypes.c_size_t(address or 0)), 8), 256)
+
+    known = TrapSignals()
+    known.note()
+    put_back: list[int] = []
+    libc = SimpleNamespace(sigaction=lambda number, *_: put_back.append(number), dladdr=ctypes.CDLL(None).dladdr)
+    for function, is_replaced in ((None, True), (ctypes.pythonapi.Py_Main, True), (ctypes.CDLL(None).abort, False)):
+        put_back.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "_action", lambda _number, function=function: action_of(function))
+            patch.setattr(signals, "_libc", lambda: libc)
+            known.restore()
+        assert bool(put_back) == is_replaced
 
 
 def test_nothing_rests_on_assert() -> None:

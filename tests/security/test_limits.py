@@ -209,3 +209,10 @@ def test_files_of_strangers_are_mapped_from_a_snapshot(tiny_path: Path) -> None:
         assert model.sandbox_report().load == "copy"
     with pytest.raises(pw.RequestError, match="load='mapp' is neither"):
         pw.Model(tiny_path, load="mapp")  # type: ignore[arg-type]
+
+
+def test_a_small_limit_of_output_is_none_for_the_models_own_texts(tiny_path: Path) -> None:
+    with pw.Model(tiny_path, limits=pw.Limits(output_bytes=1)) as model:
+        assert len(model.metadata["general.architecture"]) > 1
+        with pytest.raises(pw.OutputLimitError):
+            model.vocab.tokenize("abc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -62,6 +63,19 @@ def test_a_deadline_is_of_its_thread_alone() -> None:
         thread.start()
         thread.join()
     assert seen == [0, None]
+
+
+def test_a_deadline_is_of_its_task_alone() -> None:
+    async def task(seconds: float) -> bool:
+        with pw.deadline(seconds) as own:
+            await asyncio.sleep(seconds / 100)
+            return current_deadline() is own
+
+    async def both() -> list[bool]:
+        return await asyncio.gather(task(3), task(1))
+
+    assert asyncio.run(both()) == [True, True]
+    assert current_deadline() is None
 
 
 def test_watchdog_calls_each_in_its_time_and_again_when_asked() -> None:

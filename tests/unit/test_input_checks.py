@@ -18,23 +18,6 @@ from pyllama_wasm._template_check import MAX_BLOCKS, MAX_BRACKETS, MAX_OPERATORS
 from pyllama_wasm.gguf import GGUFReader
 from tests.security.corpus.lying_gguf import ARRAY, U8, LyingGguf, array
 
-LLAMA_CPP = Path(__file__).parents[2] / "build/sources/llama.cpp"
-
-
-@pytest.mark.parametrize("path", sorted((LLAMA_CPP / "grammars").glob("*.gbnf")), ids=lambda path: path.stem)
-def test_upstreams_grammars_pass(path: Path) -> None:
-    check_grammar_text(path.read_text())
-
-
-@pytest.mark.parametrize("path", sorted((LLAMA_CPP / "models/templates").glob("*.jinja")), ids=lambda path: path.stem)
-def test_upstreams_templates_pass(path: Path) -> None:
-    check_template(path.read_text())
-
-
-def test_upstream_has_grammars_and_templates() -> None:
-    assert len([*(LLAMA_CPP / "grammars").glob("*.gbnf")]) > 5
-    assert len([*(LLAMA_CPP / "models/templates").glob("*.jinja")]) > 30
-
 
 @pytest.mark.parametrize("n", [MAX_GROUPS, MAX_GROUPS + 1])
 def test_groups_are_counted_outside_of_strings_and_classes(n: int) -> None:
@@ -48,14 +31,26 @@ def test_groups_are_counted_outside_of_strings_and_classes(n: int) -> None:
 
 
 def test_rules_are_counted_with_their_groups() -> None:
-    check_grammar_text("\n".join(f'r{i} ::= "a"' for i in range(MAX_DEPTH)))
     check_grammar_text("root ::= " + '("a")' * 100_000)
+    chain = [f"r{i} ::= r{i + 1}" for i in range(MAX_DEPTH - 1)]
+    check_grammar_text("\n".join([*chain, f'r{MAX_DEPTH - 1} ::= "a"']))
     with pytest.raises(RequestError, match="rules and groups"):
-        check_grammar_text("\n".join(f'r{i} ::= "a"' for i in range(MAX_DEPTH + 1)))
+        check_grammar_text("\n".join([*chain, f"r{MAX_DEPTH - 1} ::= last", 'last ::= "a"']))
     with pytest.raises(RequestError, match="rules and groups"):
-        check_grammar_text("\n".join(f'r{i} ::= (("a"))' for i in range(MAX_DEPTH // 5 + 1)))
+        check_grammar_text("\n".join(f'r{i} ::= (("a")) r{i + 1}' for i in range(MAX_DEPTH // 5 + 1)))
     with pytest.raises(RequestError, match=r"\{3, 2\} ends before"):
         check_grammar_text('root ::= "a"{3, 2}')
+
+
+def test_only_rules_that_follow_from_each_other_add_up() -> None:
+    many = range(2 * MAX_DEPTH)
+    check_grammar_text(
+        "root ::= " + " ".join(f"r{i}" for i in many) + "\n" + "\n".join(f'r{i} ::= ("a")' for i in many)
+    )
+    rings = "\n".join(f'a{i} ::= "(" b{i}\nb{i} ::= a{i}? ")" "a{i + 1}"' for i in many)
+    check_grammar_text(rings)
+    with pytest.raises(RequestError, match="rules and groups"):
+        check_grammar_text("\n".join(f"r{i} ::= r{(i + 1) % len(many)}" for i in many))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +83,11 @@ def test_templates_that_pass(text: str) -> None:
         "{% set x = " + "not " * (MAX_OPERATORS + 1) + "1 %}",
         "{{ 1" + " + 1" * (MAX_OPERATORS + 1) + " }}",
         "{%- if 1 -%}" * (MAX_BLOCKS + 1),
+        "{% endgeneration %}{% endif %}" * 1000 + "{% if 1 %}" * (MAX_BLOCKS + 1),
         "{% set a %}" * (MAX_BLOCKS + 1),
         "{% if 0 %}" + "{% elif 0 %}" * 1001 + "{% endif %}",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_templates_that_nest_too_deeply(text: str) -> None:
     with pytest.raises(RequestError, match=r"apply the chat template: .* more than"):
