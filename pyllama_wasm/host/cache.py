@@ -134,8 +134,8 @@ class CodeCache:
         """Where the code is kept; None when that folder cannot be used."""
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder = path = path.resolve()  # links in it may be changed later
             _require_ours(path, stat.S_ISDIR)
+            self.folder = path = path.resolve()  # links on the way there may be changed later
             _require_fixed(path)
         except OSError as error:
             logger.warning("compiled code is not cached in %s: %s", path, error)

@@ -72,7 +72,7 @@ def test_a_deadline_is_of_its_task_alone() -> None:
             return current_deadline() is own
 
     async def both() -> list[bool]:
-        return await asyncio.gather(task(3), task(1))
+        return list(await asyncio.gather(task(3), task(1)))
 
     assert asyncio.run(both()) == [True, True]
     assert current_deadline() is None

@@ -223,3 +223,11 @@ def test_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.
     for thread in started:
         thread.join(10)
     assert not any(thread.is_alive() for thread in started)
+
+
+def test_a_guest_call_that_has_ended_meanwhile_is_not_stopped(arithmetic: Engine) -> None:
+    def job() -> object:
+        arithmetic._jobs.stop_current("it took too long", call=arithmetic._jobs.busy_call + 1)
+        return arithmetic.call("add", 1, 2)
+
+    assert arithmetic.run(job) == 3
