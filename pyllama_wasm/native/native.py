@@ -127,19 +127,22 @@ class Native:
 
     # -- strings ------------------------------------------------------------------------------------------------------
 
-    def string(self, ptr: int) -> str:
-        """Return the C string at ``ptr``, which stays the guest's; null gives ``""``, what is not UTF-8 U+FFFD."""
+    def string(self, ptr: int, least: int = OWN_TEXT_BYTES) -> str:
+        """Return the C string at ``ptr``, which stays the guest's; null gives ``""``, what is not UTF-8 U+FFFD.
+
+        It may have ``least`` bytes whatever the limit of output is.
+        """
         memory, limit = self.engine.memory, self.engine.output_bytes
         if not ptr:
             return ""
-        data = memory.read_cstr(ptr, memory.max_bytes if limit is None else max(limit, OWN_TEXT_BYTES) + 1)
-        self.engine.check_output(len(data), "read a text", OWN_TEXT_BYTES)
+        data = memory.read_cstr(ptr, memory.max_bytes if limit is None else max(limit, least) + 1)
+        self.engine.check_output(len(data), "read a text", least)
         return data.decode("utf-8", errors="replace")
 
     def take_string(self, ptr: int) -> str:
-        """Return the C string at ``ptr`` and free it."""
+        """Return the C string at ``ptr``, the result of a call, and free it."""
         try:
-            return self.string(ptr)
+            return self.string(ptr, least=0)
         finally:
             self.free(ptr)
 
