@@ -52,13 +52,15 @@ def record(model: Path, workload: str, folder: Path) -> Path:
 
 def shares(data: Path) -> list[tuple[str, float]]:
     """Return the guest's functions with their part of the guest's samples, the largest first."""
-    command = ["perf", "script", "-i", str(data), "--fields", "sym,dso"]
+    command = ["perf", "script", "-i", str(data), "--fields", "ip,sym,dso"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     counts: collections.Counter[str] = collections.Counter()
     for line in text.splitlines():
         name, _, where = line.strip().rpartition(" (")
         if "/perf-" in where and where.endswith(".map)"):
-            counts[name] += 1
+            counts[name.partition(" ")[2]] += 1
+    if not counts:
+        sys.exit("profile: perf has no samples of the module")
     total = sum(counts.values())
     return [(name, n / total) for name, n in counts.most_common()]
 
