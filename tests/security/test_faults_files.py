@@ -299,6 +299,20 @@ LOADS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_each_read(
+    load: Callable[[], None], monkeypatch: pytest.MonkeyPatch, name: str, kind: str, least: int
+) -> None:
+    """Have each call of a function of ``os`` that reads fail in turn; there must be ``least`` of them."""
+    real = getattr(os, name)
+    found = outcomes(
+        load,
+        lambda fault: monkeypatch.setattr(os, name, fault or real),
+        lambda k: Fault(real, kind, k),
+    )
+    assert sum(found.values()) >= least
+    assert set(found) == {"fine" if kind == "short" else "ModelFileError"}, (kind, found)
+
+
 @posix
 @pytest.mark.parametrize(
     ("how", "is_split"),
@@ -313,7 +327,6 @@ def test_each_read_of_the_guest_may_fail(
     is_split: bool,
 ) -> None:
     """The host's ``fd_read`` and copies are ``preadv``: each in turn fails, or gives less than was asked for."""
-    real = os.preadv
     write_tiny(tmp_path / "m.gguf", n_layer=1, split_max_tensors=6 if is_split else 0)
     source = min(tmp_path.glob("m*.gguf"))
     with pw.Model(source, n_threads=1) as whole:
@@ -324,13 +337,7 @@ def test_each_read_of_the_guest_may_fail(
             assert answer(model) == expected
 
     for kind in ("EIO", "EINTR", "short") if how == "map" else ("EIO", "short"):
-        found = outcomes(
-            load,
-            lambda fault: monkeypatch.setattr(os, "preadv", fault or real),
-            lambda k, kind=kind: Fault(real, kind, k),  # type: ignore[misc]
-        )
-        assert sum(found.values()) >= 10
-        assert set(found) == {"fine" if kind == "short" else "ModelFileError"}, (kind, found)
+        check_each_read(load, monkeypatch, "preadv", kind, least=10)
 
 
 @posix
@@ -339,7 +346,6 @@ def test_each_read_of_the_host_may_fail(
     neighbour: pw.Model, parts: list[Path], monkeypatch: pytest.MonkeyPatch, is_split: bool
 ) -> None:
     """The host itself reads the first bytes, headers and what a snapshot is made of, by ``pread``."""
-    real = os.pread
     source = parts[0] if is_split else neighbour.path
 
     def load() -> None:
@@ -352,13 +358,7 @@ def test_each_read_of_the_host_may_fail(
             loading.close()
 
     for kind in ("EIO", "EINTR", "short"):
-        found = outcomes(
-            load,
-            lambda fault: monkeypatch.setattr(os, "pread", fault or real),
-            lambda k, kind=kind: Fault(real, kind, k),  # type: ignore[misc]
-        )
-        assert sum(found.values()) >= 4
-        assert set(found) == {"fine" if kind == "short" else "ModelFileError"}, (kind, found)
+        check_each_read(load, monkeypatch, "pread", kind, least=4)
 
 
 @posix
