@@ -28,6 +28,9 @@ _UNSUPPORTED = re.compile(r"unknown model architecture|unknown pre-tokenizer|unk
 _WORD = re.compile(r"\w+")
 """All that libc++ says of a length or an index that is out of range: ``vector``."""
 
+_ASSERTION = "GGML_ASSERT("
+"""While a model is loaded a failed assertion is an exception of the guest."""
+
 
 def explain_load_failure(
     source: ModelSource, cause: PyllamaError | None, log: LogExcerpt, memory_limit_bytes: int | None
@@ -56,7 +59,8 @@ def explain_load_failure(
         return OutOfMemoryError(
             operation, _memory_reason(source, reason, memory_limit_bytes), _memory_hint(memory_limit_bytes)
         )
-    if isinstance(cause, (GuestAbortError, GuestTrapError)) or _WORD.fullmatch(reason):
+    has_failed = isinstance(cause, (GuestAbortError, GuestTrapError)) or _ASSERTION in reason
+    if has_failed or _WORD.fullmatch(reason):
         fault = find_fault(header)
         if fault is not None:
             return fault[1](operation, fault[0])

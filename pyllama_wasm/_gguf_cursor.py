@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
+from .deadline import current_deadline
 from .errors import ModelFileError, ModelFormatError, reason_of
 
 __all__ = ["SCALARS", "STRING", "Cursor", "Data", "Scalar", "check_magic", "open_data", "read_items", "read_magic"]
@@ -54,10 +55,14 @@ class Cursor:
     """A position in the bytes; reads through one buffer and never beyond the end."""
 
     def __init__(self, read_at: ReadAt, size: int, operation: str, offset: int = 0) -> None:
-        """Start at ``offset`` of ``size`` bytes; ``operation`` begins the messages of errors."""
+        """Start at ``offset`` of ``size`` bytes; ``operation`` begins the messages of errors.
+
+        The deadline that holds now ends the reading: ``DeadlineError``.
+        """
         self._read_at, self.size, self.operation = read_at, size, operation
         self._buffer, self._start, self._pos = b"", offset, 0
         self._string_bytes = 0
+        self._deadline = current_deadline()
 
     @property
     def offset(self) -> int:
@@ -73,6 +78,11 @@ class Cursor:
         """Return the exception for bytes that are no GGUF."""
         return ModelFormatError(self.operation, reason, hint)
 
+    def check_time(self) -> None:
+        """Raise ``DeadlineError`` when the time is up: between entries, of which there may be many."""
+        if self._deadline is not None:
+            self._deadline.check(self.operation)
+
     def need(self, n: int, what: str) -> None:
         """Raise unless ``n`` more bytes are there."""
         if n > self.remaining:
@@ -83,6 +93,7 @@ class Cursor:
         if self._pos + n <= len(self._buffer):
             return
         self.need(n, what)
+        self.check_time()
         rest = self._buffer[self._pos :]
         self._start, self._pos = self.offset, 0
         try:

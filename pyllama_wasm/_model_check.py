@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .errors import ModelError, ModelFormatError, UnsupportedModelError
-from .gguf import GGUFArray, GGUFReader
+from .gguf import GGUFArray, GGUFReader, GGUFTensor
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
@@ -19,6 +21,24 @@ _MAX_TOKENS, _MAX_HEADER_BYTES = 1 << 20, 64 << 20  # of a larger vocabulary no 
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _ACTIVATIONS = ("gelu", "silu", "tanh")
 _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
+_TABLES_OF_NUMBERS = re.compile(r"(^d2t|\.ffn_gate_tid2eid)(\.weight)?$")  # of tokens and of experts
+_NORM_OR_BIAS = re.compile(r"norm(\d|_\w+)?(\.weight)?$|\.bias$")
+_FLOATS, _INTEGERS = ("f32", "f16", "bf16", "f64"), ("i8", "i16", "i32", "i64")
+_OWN_WIDTHS = {
+    "lfm2": "dense_2.weight",
+    "lfm2moe": "dense_2.weight",
+    "qwen35": "cls.output.weight",
+    "gemma-embedding2": "output.weight",
+    "wavtokenizer-dec": "output.weight",
+    "gemma4-assistant": "",
+    "deepseek4": "",
+    "qwen4exp": "",
+    "clef": "",
+    "modern-bert": "",
+}
+"""Architectures whose outputs may have another width than their layers, by the matrix that gives it (its shape is
+checked by the load) or, where that is empty, by their own code."""
+
 _TOKENS, _CHARSMAP = "tokenizer.ggml.tokens", "tokenizer.ggml.precompiled_charsmap"
 
 Faults = Iterator[tuple[str, type[ModelError]]]
@@ -37,15 +57,58 @@ def find_fault(header: GGUFReader) -> tuple[str, type[ModelError]] | None:
 
 
 def check_loaded(model: LoadedModel, source: ModelSource) -> None:
-    """Raise ``ModelFormatError`` for what a load let pass; the header is read only where there may be something."""
+    """Raise ``ModelFormatError`` for what a load let pass and ggml asserts later."""
     operation, trained = source.operation, model.n_ctx_train
     if trained < 0:
         raise ModelFormatError(operation, f"it was trained for {trained % 2**32} tokens, more than can be counted")
     for key, value in model._run(lambda: _epsilons(model), operation).items():
         if value.startswith("-") or "nan" in value:  # ggml asserts, at the first token
             raise ModelFormatError(operation, f"{key} is {value}")
+    try:
+        header = source.header()
+    except ModelError:  # it is stricter than llama.cpp, which has taken the file
+        return
     if model.vocab.type == "ugm":
-        check_charsmap(source.header(), operation)
+        check_charsmap(header, operation)
+    if not model.params.vocab_only:
+        check_widths(header, model.n_embd, model.n_embd_out, operation)
+        for part in (header, *_readable(source.part_headers())):
+            check_types(part.tensors, operation)
+
+
+def _readable(headers: Iterator[GGUFReader]) -> Iterator[GGUFReader]:
+    with suppress(ModelError):
+        yield from headers
+
+
+def check_types(tensors: Iterable[GGUFTensor], operation: str) -> None:
+    """Raise ``ModelFormatError`` for a tensor of a type that ggml's operations on it do not take.
+
+    Whole numbers are no weights. Norms and biases are multiplied with and added to what is computed in f32, and must be
+    f32 themselves. A row has no blocks to quantize by: llama.cpp keeps everything of one dimension in a type of floats.
+    """
+    for tensor in tensors:
+        if tensor.type_name == "f32" or _TABLES_OF_NUMBERS.search(tensor.name):
+            continue
+        if tensor.type_name in _INTEGERS:
+            raise ModelFormatError(
+                operation, f"tensor {tensor.name!r} has whole numbers ({tensor.type_name}), and weights have not"
+            )
+        if _NORM_OR_BIAS.search(tensor.name):
+            reason = f"tensor {tensor.name!r} has the type {tensor.type_name}, and norms and biases have f32"
+            raise ModelFormatError(operation, reason)
+        if tensor.type_name not in _FLOATS and tensor.n_elements == tensor.shape[0]:
+            raise ModelFormatError(operation, f"tensor {tensor.name!r} is a single row and quantized")
+
+
+def check_widths(header: GGUFReader, n_embd: int, n_embd_out: int, operation: str) -> None:
+    """Raise ``ModelFormatError`` for outputs of a width that nothing in the model computes."""
+    if n_embd_out == n_embd:
+        return
+    matrix = _OWN_WIDTHS.get(header.architecture)
+    if matrix is None or (matrix and all(tensor.name != matrix for tensor in header.tensors)):
+        reason = f"it has outputs of {n_embd_out} values, and computes {n_embd}"
+        raise ModelFormatError(operation, reason)
 
 
 def _epsilons(model: LoadedModel) -> dict[str, str]:

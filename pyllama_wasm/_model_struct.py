@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["check_overrides", "model_struct", "override_table"]
 
 _LOAD_MODES = {"mmap": _abi.LLAMA_LOAD_MODE_MMAP, "none": _abi.LLAMA_LOAD_MODE_NONE}
-_COPIED = ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp", "no_alloc")
+_COPIED = ("vocab_only", "check_tensors", "load_mtp", "no_alloc")
 _KINDS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
 @contextmanager
-def model_struct(native: Native, params: ModelParams, progress: Callback) -> Iterator[Struct]:
+def model_struct(native: Native, params: ModelParams, progress: Callback, is_repacked: bool) -> Iterator[Struct]:
     """Give the struct for a load; what it points to lives as long as the block. On the engine thread."""
     struct = native.llama_model_default_params()
+    struct["use_extra_bufts"] = is_repacked
     for name in _COPIED:
         struct[name] = getattr(params, name)
     # With no_alloc llama.cpp asserts when it is to map as well.

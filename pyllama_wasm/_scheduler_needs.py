@@ -41,7 +41,10 @@ class Jobs(Protocol):
         ...
 
     def run(self, job: Callable[[], None]) -> None:
-        """Run a job there in its turn and wait for its end; an interrupt of the waiting thread ends the job."""
+        """Run a job there in its turn and wait for its end; an interrupt of the waiting thread ends the job.
+
+        Raises ``CancelledError`` when it was withdrawn before its turn.
+        """
         ...
 
     def post(self, job: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .deadline import current_deadline
 from .errors import ModelFileError, OutOfMemoryError, PyllamaError, RequestError, reason_of
 
 __all__ = ["LIMIT_BYTES", "Snapshot", "open_regular", "too_large", "unnamed_copy"]
@@ -42,7 +43,7 @@ class Snapshot:
         """Return the snapshot of a regular file open at ``fd``, which stays the caller's.
 
         Raises ``ModelFileError`` when it cannot be read or changes meanwhile, ``OutOfMemoryError`` when it has more
-        than ``limit_bytes`` or the system has no memory for it.
+        than ``limit_bytes`` or the system has no memory for it, and ``DeadlineError``.
         """
         try:
             info = os.fstat(fd)
@@ -54,14 +55,23 @@ class Snapshot:
                 snapshot = _known.get(key)
                 if snapshot is None:
                     snapshot = _known[key] = cls()
-            with snapshot._lock:  # others that want the same file wait for the one copy
+            snapshot._acquire(operation)  # others that want the same file wait for the one copy
+            try:
                 if snapshot.fd < 0:
                     snapshot._take(fd, info, operation)
+            finally:
+                snapshot._lock.release()
         except OSError as error:
             if isinstance(error, PyllamaError):
                 raise
             raise ModelFileError(operation, reason_of(error)) from error
         return snapshot
+
+    def _acquire(self, operation: str) -> None:
+        deadline = current_deadline()
+        timeout_s = -1 if deadline is None else min(deadline.left_s, threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=timeout_s) and deadline is not None:
+            raise deadline.error(operation)
 
     def _take(self, fd: int, before: os.stat_result, operation: str) -> None:
         offset = 0
@@ -120,7 +130,7 @@ def unnamed_copy(read: Callable[[int], Any], limit_bytes: int, operation: str) -
     """Return the descriptor of a new file without a name that holds all that ``read`` gives, sealed on Linux.
 
     In memory there, else in the temporary folder. Raises ``ModelFileError`` for what cannot be read or stored,
-    ``RequestError`` when ``read`` does not give bytes, and ``OutOfMemoryError``.
+    ``RequestError`` when ``read`` does not give bytes, ``OutOfMemoryError`` and, between two pieces, ``DeadlineError``.
     """
     try:
         fd = _unnamed_file()
@@ -137,8 +147,10 @@ def unnamed_copy(read: Callable[[int], Any], limit_bytes: int, operation: str) -
 
 
 def _copy(read: Callable[[int], Any], target: Any, limit_bytes: int, operation: str) -> None:
-    total = 0
+    total, deadline = 0, current_deadline()
     while True:
+        if deadline is not None:
+            deadline.check(operation)
         try:
             piece = read(_COPY_BYTES)
         except (OSError, ValueError) as error:  # ValueError: the file object is closed

@@ -12,9 +12,9 @@ from .errors import DeadlineError, RequestError
 
 __all__ = ["Deadline", "check_seconds", "current_deadline", "deadline", "nearest", "nested", "within"]
 
-_LEAD_SHARE = 0.05
-_LEAD_S = 0.06  # with the grace about as long as a cancelled call has to end by itself
-_GRACE_S = 0.03
+_LEAD_SHARE = 0.1
+_LEAD_S = 0.1  # with the grace about as long as a cancelled call has to end by itself
+_GRACE_S = 0.01
 
 
 class Deadline:

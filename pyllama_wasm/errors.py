@@ -4,9 +4,13 @@
 
     PyllamaError
     ├── ModelError                the model file is at fault
-    │   ├── ModelFileError        cannot be opened or read                  (also OSError)
+    │   ├── ModelFileError        cannot be opened, read or fetched         (also OSError)
+    │   │   ├── ModelNotFoundError  no such repository, revision or file
+    │   │   ├── ModelAccessError    the server wants another token, or terms accepted
+    │   │   └── OfflineError        not in the cache, and no network
     │   ├── ModelFormatError      not a GGUF, truncated, inconsistent       (also ValueError)
-    │   └── UnsupportedModelError a valid GGUF this build cannot run
+    │   ├── UnsupportedModelError a valid GGUF this build cannot run
+    │   └── AnswerError           what the model said is not in the format it was asked for
     ├── RequestError              the caller's arguments are at fault       (also ValueError)
     │   ├── ContextFullError      no room left in the KV cache
     │   └── BatchFullError        no room left in the batch
@@ -16,12 +20,14 @@
     │   └── OutputLimitError      it gave more than it may
     ├── CancelledError            ``cancel()`` or a deadline ended the call
     ├── ClosedError               use after ``close()``
+    ├── MissingExtraError         an optional package is not installed      (also ImportError)
     └── SandboxError              the guest misbehaved
         ├── GuestException        a C++ exception reached the boundary; the engine lives on
         ├── GuestDiedError        the engine is dead, load the model again
         │   ├── GuestAbortError   ``GGML_ASSERT``, ``GGML_ABORT`` or ``abort()``
         │   ├── GuestTrapError    a wasm trap: out of bounds, unreachable, stack overflow …
-        │   └── GuestStoppedError stopped by the host because it did not end in time
+        │   ├── GuestStoppedError stopped by the host because it did not end in time
+        │   └── ProcessDiedError  the process of a model with ``isolation="process"`` has ended
         └── HostError             wasmtime or the operating system refused something
 
 Messages read *operation: reason (hint)*.
@@ -30,6 +36,7 @@ Messages read *operation: reason (hint)*.
 from __future__ import annotations
 
 __all__ = [
+    "AnswerError",
     "BatchFullError",
     "CancelledError",
     "ClosedError",
@@ -42,11 +49,16 @@ __all__ = [
     "GuestTrapError",
     "HostError",
     "LimitError",
+    "MissingExtraError",
+    "ModelAccessError",
     "ModelError",
     "ModelFileError",
     "ModelFormatError",
+    "ModelNotFoundError",
+    "OfflineError",
     "OutOfMemoryError",
     "OutputLimitError",
+    "ProcessDiedError",
     "PyllamaError",
     "RequestError",
     "SandboxError",
@@ -94,12 +106,31 @@ class ModelFileError(ModelError, OSError):
     """The file is missing, not a regular file, or cannot be read."""
 
 
+class ModelNotFoundError(ModelFileError):
+    """There is no such repository, revision or file where the model was to be fetched from."""
+
+
+class ModelAccessError(ModelFileError):
+    """The server refused the model: its repository is gated or private, or the token is not good for it."""
+
+
+class OfflineError(ModelFileError):
+    """The model is not in the cache, and the network is off or does not answer."""
+
+
 class ModelFormatError(ModelError, ValueError):
     """The file is not a GGUF, is truncated, or contradicts itself."""
 
 
 class UnsupportedModelError(ModelError):
     """The file is a valid GGUF of an architecture or type this build does not have."""
+
+
+class AnswerError(ModelError, ValueError):
+    """The model's answer is not what it was asked for: no tool call of its format, or no object of the class."""
+
+    text: str = ""
+    """The answer as the model gave it."""
 
 
 class RequestError(PyllamaError, ValueError):
@@ -138,6 +169,10 @@ class ClosedError(PyllamaError):
     """The object was used after ``close()``."""
 
 
+class MissingExtraError(PyllamaError, ImportError):
+    """What was asked for needs an optional package that is not installed; the hint is the line that installs it."""
+
+
 class SandboxError(PyllamaError):
     """The guest failed; the host process is unharmed."""
 
@@ -163,6 +198,10 @@ class GuestTrapError(GuestDiedError):
 
 class GuestStoppedError(GuestDiedError):
     """The host stopped the guest because it did not end in time."""
+
+
+class ProcessDiedError(GuestDiedError):
+    """The process of a model with ``isolation="process"`` has ended or was killed; the reason says how."""
 
 
 class HostError(SandboxError):

@@ -43,6 +43,10 @@ _BOTH = frozenset({"falcon-h1"})  # every layer has attention and a state
 _LINEAR = frozenset({"qwen3next", "qwen35", "qwen35moe"})  # full attention in every n-th layer only
 _INDEXED = frozenset({"deepseek32", "glm-dsa", "minimax-m3", "dots3note", "hy_v4"})  # a second cache of index keys
 
+# Repacked bytes to a block's own (wasm/kernels/strips_32.c, strips_256.c).
+_REPACKED = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q6_K"), (1, 1)) | {"q4_K": (37, 36), "q5_K": (45, 44)}
+_STRIP_ROWS = 8
+
 _REUSED_BYTES = 12 << 20  # measured: what a buffer freed before the cache is allocated is good for
 
 # Every how many layers one sees the whole context, where the file does not say (set_swa_pattern in src/models).
@@ -67,6 +71,9 @@ class MemoryEstimate:
 
     n_ctx: int
     """Tokens the cache holds, all sequences together."""
+
+    repacked_bytes: int = 0
+    """What repacked weights take, where there are any (``ModelParams.use_extra_bufts``); not part of the sum."""
 
     @property
     def total_bytes(self) -> int:
@@ -128,7 +135,22 @@ class _Estimator:
     def estimate(self) -> MemoryEstimate:
         weights = sum(tensor.n_bytes for tensor in self.tensors)
         compute, unused = self._compute()
-        return MemoryEstimate(weights, self._cache(), compute, unused + self._overhead(), self.n_ctx)
+        overhead = unused + self._overhead()
+        return MemoryEstimate(weights, self._cache(), compute, overhead, self.n_ctx, self._repacked())
+
+    def _repacked(self) -> int:
+        """Return the bytes of the matrices that are repacked; tied embeddings are, as the output's copy."""
+        tied = {"token_embd.weight"} if all(tensor.name != "output.weight" for tensor in self.tensors) else set()
+        embeddings = {tensor.name for tensor in self.tensors if "embd" in tensor.name} - tied
+        total = 0
+        for tensor in self.tensors:
+            growth = _REPACKED.get(tensor.type_name)
+            is_matrix = (
+                len(tensor.shape) > 1 and tensor.shape[1] > 1 and tensor.n_elements == tensor.shape[0] * tensor.shape[1]
+            )
+            if growth and is_matrix and tensor.shape[1] % _STRIP_ROWS == 0 and tensor.name not in embeddings:
+                total += tensor.n_bytes * growth[0] // growth[1]
+        return total
 
     # -- sizes from the header ----------------------------------------------------------------------------------------
 

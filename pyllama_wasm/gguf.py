@@ -254,6 +254,7 @@ class GGUFReader:
         return n_tensors, n_kv
 
     def _read_kv(self, cursor: Cursor, index: int) -> None:
+        cursor.check_time()
         key = cursor.string(f"metadata key {index}", MAX_KEY_BYTES)
         if not key or key in self.metadata:
             raise cursor.fail(f"metadata key {index} {key!r} is empty or a duplicate")
@@ -300,6 +301,7 @@ class GGUFReader:
         return value
 
     def _read_tensor_info(self, cursor: Cursor, index: int) -> tuple[str, tuple[int, ...], TensorType, int]:
+        cursor.check_time()
         name = cursor.string(f"the name of tensor {index}", _MAX_NAME_BYTES)
         what = f"the table entry of tensor {name!r}"
         n_dims = cursor.u32(what)
@@ -327,6 +329,7 @@ class GGUFReader:
         names: set[str] = set()
         expected = 0
         for name, shape, kind, offset in infos:
+            cursor.check_time()
             if name in names:
                 raise cursor.fail(f"tensor {name!r} is there twice")
             names.add(name)

@@ -23,6 +23,7 @@ from ._model_kinds import NO_LOGITS, ROPE_TYPES
 from ._model_limits import bounded, check_fits, merged_limits
 from ._model_save import save_model
 from ._model_struct import check_overrides, model_struct
+from ._repacked import Repacking
 from .deadline import Deadline, current_deadline
 from .errors import CancelledError, ClosedError, DeadlineError, LimitError, OutOfMemoryError, PyllamaError, RequestError
 from .host import Engine, load_module
@@ -144,25 +145,7 @@ class LoadedModel:
         load: Literal["map", "copy", "snapshot"] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Load ``path``: ``llama_model_load_from_file`` or ``llama_model_load_from_splits``.
-
-        Of a split model (``name-00001-of-00003.gguf``) give the first file, the others must lie beside it, or the
-        paths of all parts in order. Bytes and binary file objects, read from their position on, are copied once into
-        memory outside the sandbox and mapped like a file.
-
-        ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
-        ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
-        the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
-        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included; ``limits`` bounds both, and more. A load
-        that its ``deadline_s`` ends raises ``DeadlineError``; compiling the module, once per machine, does not count.
-
-        ``load="map"``, the default, maps the file: a program that cuts it short then ends this process (SIGBUS).
-        ``"snapshot"``, as ``Limits.untrusted()`` has it, maps a sealed copy, which all models loaded so from
-        the unchanged file share; ``"copy"`` copies it into the sandbox. A load that reads no weights copies nothing.
-
-        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``, and
-        ``RequestError`` for arguments that do not fit; nothing remains of a failed load.
-        """
+        """Load ``path`` in this process: ``llama_model_load_from_file``; see ``Model``."""
         began = perf_counter()
         self.params = params or ModelParams()
         self.context_params = context_params or ContextParams()
@@ -179,15 +162,15 @@ class LoadedModel:
         self.limits, n_threads = merged_limits(limits, n_threads, memory_limit_bytes)
         self.load = load or ("snapshot" if self.limits.snapshot else "map")
         has_weights = not (self.params.vocab_only or self.params.no_alloc)  # else nothing is mapped
-        source = ModelSource(path, self.limits.memory_bytes, snapshot=self.load == "snapshot" and has_weights)
-        self.path, self._snapshots = source.path, source.snapshots
-        try:
-            check_fits(source, self.limits, self.params, self.context_params)
-            load_module()
-            with bounded(self.limits, None):
+        load_module(deterministic=self.params.deterministic)
+        with bounded(self.limits, None):
+            source = ModelSource(path, self.limits.memory_bytes, snapshot=self.load == "snapshot" and has_weights)
+            self.path, self._snapshots = source.path, source.snapshots
+            try:
+                check_fits(source, self.limits, self.params, self.context_params)
                 self._open(source, progress, n_threads, "map" if self.load == "snapshot" else self.load)
-        finally:
-            source.close()
+            finally:
+                source.close()
         self.load_s = perf_counter() - began
         what = f": {one_line(self.description)}" if self.description else ""  # a vocabulary alone has none
         logger.info("loaded in %.2f s%s", self.load_s, what, extra={"model": self.engine.name})
@@ -197,7 +180,8 @@ class LoadedModel:
         if self.params.kv_overrides:
             check_overrides(source.header(), self.params.kv_overrides, source.operation)
         limits, limit = self.limits, self.limits.memory_bytes
-        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load, blas=self.params.blas)
+        blas, same = self.params.blas, self.params.deterministic
+        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load, blas=blas, deterministic=same)
         self.engine.deadline_s, self.engine.output_bytes = limits.deadline_s, limits.output_bytes
         self.engine.files.limit = limits.open_files
         self.engine.name = self.path.name
@@ -316,10 +300,10 @@ class LoadedModel:
         self._check_open(operation)
         return self.engine.run(job, operation)
 
-    def _run_unbounded(self, job: Callable[[], T], operation: str) -> T:
-        """Run ``job`` as ``_run`` does, whatever deadline holds: to free something."""
+    def _run_unbounded(self, job: Callable[[], T], operation: str, turn: Deadline | None = None) -> T:
+        """Run ``job`` as ``_run`` does, whatever deadline holds, if its turn comes by ``turn``: to free something."""
         self._check_open(operation)
-        return self.engine.run_unbounded(job, operation)
+        return self.engine.run_unbounded(job, operation, turn)
 
     def _run_cancellable(self, job: Callable[[], T], operation: str) -> T:
         """Run ``job`` as ``_run`` does; ``cancel`` may end it while it runs."""
@@ -379,6 +363,7 @@ class LoadedModel:
                 return False
 
         guest_paths = self._guest_paths = source.grant(self.engine)
+        self._repacking = Repacking(self, source, guest_paths)
         mark = self.guest_log.mark()
         cause: PyllamaError | None = None
         try:
@@ -390,6 +375,7 @@ class LoadedModel:
         if is_loaded:
             source.check_whole()
             check_loaded(self, source)
+            self._repacking.end()
             return
         log = self.guest_log.since(mark)
         if (deadline := current_deadline()) is not None and (cause is None or isinstance(cause, DeadlineError)):
@@ -405,7 +391,7 @@ class LoadedModel:
         native = self.native
         callback = native.callback("llama_progress_callback", on_progress)
         try:
-            with model_struct(native, self.params, callback) as struct:
+            with model_struct(native, self.params, callback, self._repacking.is_on) as struct:
                 if is_listed:
                     self._ptr = self._load_splits(guest_paths, struct)
                 else:

@@ -102,8 +102,10 @@ class ModelParams:
     check_tensors: bool = False
     """Check every weight for invalid values while loading (reads the whole file)."""
 
-    use_extra_bufts: bool = True
-    """Let kernels repack weights into a layout of their own where they have one."""
+    use_extra_bufts: bool | None = None
+    """Repack weights into the layout that the kernels read fastest, as llama.cpp does at every load. ``None``: where
+    the copy can be kept on the disk, from which later loads map it, and takes no more than half of the memory that
+    the model leaves; ``True``: in any case, if need be in the sandbox's own memory at every load; ``False``: never."""
 
     load_mtp: bool = False
     """Load multi-token-prediction layers."""
@@ -118,6 +120,10 @@ class ModelParams:
     """Have numpy's BLAS multiply large batches of tokens with the weights, outside the sandbox; ``None``: where numpy
     has one that is known to be fast. Sums are then added up in another order; no other rounding changes."""
 
+    deterministic: bool = False
+    """Compute the same logits, bit for bit, on every processor and with any number of threads, and begin with the same
+    seed where none is given; about half as fast. Without BLAS. See the guide on reproducible results."""
+
     kv_overrides: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Metadata to use instead of the file's: key to a value of the same kind; text of at most 127 bytes.
 
@@ -126,11 +132,14 @@ class ModelParams:
 
     def __post_init__(self) -> None:
         """Check every field; raise ``RequestError`` naming the first bad one."""
-        for name in ("vocab_only", "check_tensors", "use_extra_bufts", "load_mtp", "no_alloc"):
+        for name in ("vocab_only", "check_tensors", "load_mtp", "no_alloc", "deterministic"):
             _check_bool(name, getattr(self, name))
         _check_choice("load_mode", self.load_mode, LOAD_MODES)
-        if self.blas is not None:
-            _check_bool("blas", self.blas)
+        for name in ("blas", "use_extra_bufts"):
+            if getattr(self, name) is not None:
+                _check_bool(name, getattr(self, name))
+        if self.deterministic and self.blas:
+            raise RequestError("set deterministic", "blas=True gives results that depend on the processor")
         if not isinstance(self.kv_overrides, Mapping):
             raise RequestError("set kv_overrides", f"{self.kv_overrides!r} is not a mapping")
         for key, value in self.kv_overrides.items():

@@ -112,6 +112,9 @@ def quantize(
     if n_threads is not None and (isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1):
         raise RequestError("quantize", f"n_threads is {n_threads!r} and not a positive integer")
     settings = replace(params or QuantizeParams(), **changes)  # type: ignore[arg-type]
+    for path in (src, dst):
+        if not isinstance(path, (str, os.PathLike)):
+            raise RequestError("quantize", f"{path!r} is not a path")
     job = _Quantization(Path(src), Path(dst), type, _imatrix(imatrix), settings)
     return job.run(n_threads, progress)
 

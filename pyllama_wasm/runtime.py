@@ -18,12 +18,13 @@ from .threadpool import usable_cpus
 __all__ = ["describe", "prepare"]
 
 
-def prepare(progress: Callable[[str], None] | None = None) -> None:
+def prepare(progress: Callable[[str], None] | None = None, *, deterministic: bool = False) -> None:
     """Compile the module unless that is done already, for this process or on disk; models loaded later start faster.
 
-    ``progress`` is told each stage in words. Raises ``HostError``.
+    ``progress`` is told each stage in words. Models with ``ModelParams(deterministic=True)`` run machine code of their
+    own: ``deterministic`` compiles that. Raises ``HostError``.
     """
-    load_module(progress=progress)
+    load_module(progress=progress, deterministic=deterministic)
 
 
 def describe() -> dict[str, dict[str, Any]]:

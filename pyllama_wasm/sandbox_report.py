@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ from . import _abi
 from .host import module_digest
 
 if TYPE_CHECKING:
+    from .host import Engine
+    from .limits import Limits
     from .loaded_model import LoadedModel
 
-__all__ = ["GrantedFile", "SandboxReport", "report"]
+__all__ = ["GrantedFile", "SandboxReport", "engine_facts", "made_report", "report"]
 
 # What each import beginning so would bring; what none brings is off.
 _POWERS = {
@@ -77,6 +79,12 @@ class SandboxReport:
     off: tuple[str, ...]
     """What no import gives the sandbox."""
 
+    isolation: str | None = None
+    """``process`` for a sandbox in a process of its own."""
+
+    confinement: dict[str, str] = field(default_factory=dict)
+    """What holds that process besides: each measure ``on``, or ``off: `` and why, as on a system without it."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, fit for JSON."""
         return asdict(self)
@@ -84,27 +92,33 @@ class SandboxReport:
 
 def report(model: LoadedModel) -> SandboxReport:
     """Describe the sandbox of ``model``; see ``Model.sandbox_report``."""
-    engine = model.engine
+    return made_report(model.limits, model.load, engine_facts(model.engine))
+
+
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """Return the fields of a report that only the sandbox's own process can tell, and the two limits it enforces."""
     is_closed = engine.is_closed
-    files = () if is_closed else tuple(GrantedFile(*facts) for facts in engine.files.granted())
-    limits = {
-        **model.limits.to_dict(),
-        "memory_bytes": engine.memory_limit_bytes,
-        "threads": engine.n_threads,
+    return {
+        "state": "closed" if is_closed else "dead" if engine.is_dead else "open",
+        "imports": engine.imports,
+        "files": () if is_closed else tuple(GrantedFile(*facts) for facts in engine.files.granted()),
+        "memory_bytes": 0 if is_closed else engine.memory.size_bytes,
+        "blas": engine.uses_blas,
+        "limits": {"memory_bytes": engine.memory_limit_bytes, "threads": engine.n_threads},
     }
+
+
+def made_report(limits: Limits, load: str, facts: dict[str, Any], **isolation: Any) -> SandboxReport:
+    """Return a report of the sandbox's own facts and of what is known without asking it."""
     return SandboxReport(
-        state="closed" if is_closed else "dead" if engine.is_dead else "open",
+        **{**facts, "limits": {**limits.to_dict(), **facts["limits"]}},
         module_sha256=module_digest(),
         abi_sha256=hashlib.sha256(Path(str(_abi.__file__)).read_bytes()).hexdigest(),
         llama_cpp=_abi.LLAMA_CPP_BUILD,
         wasmtime=metadata.version("wasmtime"),
-        imports=engine.imports,
-        files=files,
-        limits=limits,
-        memory_bytes=0 if is_closed else engine.memory.size_bytes,
-        load=model.load,
-        blas=engine.uses_blas,
-        off=powers_off(engine.imports),
+        load=load,
+        off=powers_off(facts["imports"]),
+        **isolation,
     )
 
 

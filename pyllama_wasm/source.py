@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from .host import Engine
     from .host.files import GrantedFile
 
-__all__ = ["ModelSource", "Readable", "Source", "split_parts"]
+__all__ = ["ModelSource", "OpenedFiles", "Readable", "Source", "split_parts"]
 
 
 class Readable(Protocol):
@@ -26,6 +28,16 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes:
         """Return the next bytes, at most ``size``; none at the end."""
         ...
+
+
+@dataclass(frozen=True)
+class OpenedFiles:
+    """The files of one model, open for reading, the first one first; they stay whose they are."""
+
+    names: tuple[str, ...]
+    descriptors: tuple[int, ...]
+    is_listed: bool = False
+    """As in ``ModelSource``."""
 
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | bytes | bytearray | memoryview | Readable
@@ -42,7 +54,7 @@ class ModelSource:
     path: Path
     """The first file, or just a name when there is none."""
 
-    def __init__(self, source: Source, limit_bytes: int | None = None, *, snapshot: bool = False) -> None:
+    def __init__(self, source: Source | OpenedFiles, limit_bytes: int | None = None, *, snapshot: bool = False) -> None:
         """Look at ``source``; nothing is granted yet.
 
         With ``snapshot`` every file is copied now, as bytes are: whoever writes to it or cuts it short later changes
@@ -65,6 +77,8 @@ class ModelSource:
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self.path = Path("bytes")
             self._fd = unnamed_copy(_reader(source), self._limit, self.operation)
+        elif isinstance(source, OpenedFiles):
+            self._take_opened(source)
         elif isinstance(source, Sequence):
             self._take_list(source)
         elif callable(getattr(source, "read", None)):
@@ -84,6 +98,11 @@ class ModelSource:
     def operation(self) -> str:
         """Return how messages begin: ``load model.gguf``."""
         return f"load {self.path.name}"
+
+    @property
+    def is_named(self) -> bool:
+        """Return whether the files are used as they lie in their folders, and no copies."""
+        return self._fd is None and not self.snapshots
 
     @property
     def size_bytes(self) -> int:
@@ -125,6 +144,23 @@ class ModelSource:
                 self._granted.append((granted, granted.size_bytes()))
         return guest_paths
 
+    @contextmanager
+    def opened(self) -> Iterator[OpenedFiles]:
+        """Have the files open for a block, the copies where there are any. Raises ``ModelFileError``."""
+        if self._fd is not None:
+            yield OpenedFiles((self.path.name,), (self._fd,))
+            return
+        names = tuple(path.name for path in (self.path, *self.parts))
+        with ExitStack() as stack:
+            descriptors = [snapshot.fd for snapshot in self.snapshots]
+            for number, path in enumerate(() if descriptors else (self.path, *self.parts)):
+                try:
+                    descriptors.append(open_regular(path, self.operation))
+                except ModelFileError as error:
+                    raise error if number == 0 else self._part_error(number, error) from error
+                stack.callback(os.close, descriptors[-1])
+            yield OpenedFiles(names, tuple(descriptors), self.is_listed)
+
     @property
     def read_error(self) -> OSError | None:
         """Return what the system answered to a read of the guest that failed, if any did."""
@@ -161,6 +197,15 @@ class ModelSource:
             raise RequestError("load a model", "the list of its parts is empty or has an item that is no path")
         self.path, *self.parts = (Path(item) for item in source)
         self.is_listed = True
+
+    def _take_opened(self, files: OpenedFiles) -> None:
+        self.path, *self.parts = (Path(name) for name in files.names)
+        self.is_listed = files.is_listed
+        # They are what copies are: descriptors to grant. Who made them has seen to it that they are the right kind.
+        snapshots = [Snapshot() for _ in files.descriptors]
+        for snapshot, fd in zip(snapshots, files.descriptors, strict=True):
+            snapshot.fd, snapshot.size_bytes = fd, os.fstat(fd).st_size
+        self.snapshots = tuple(snapshots)
 
     def _take_file(self, file: Any, is_copied: bool) -> None:
         fd = _whole_file(file)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from . import _abi
-from .deadline import nested
-from .errors import RequestError, UnsupportedModelError
+from .deadline import Deadline, nested
+from .errors import CancelledError, RequestError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from .native import Native
@@ -19,6 +20,8 @@ __all__ = ["Vocab"]
 T = TypeVar("T")
 
 _INT32_MIN = -(2**31)
+_TOKENS_PER_LOOK = 4096  # at the clock
+_TOKENS_PER_LIST_LOOK = 256  # each a call of the guest
 
 _SPECIAL = (
     "bos", "eos", "eot", "sep", "nl", "pad", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
@@ -143,10 +146,10 @@ class Vocab:
         ``remove_special`` drops beginning and end tokens; ``unparse_special`` renders special tokens.
         """
         self._check_present("detokenize")
-        ids = np.asarray([self._check(token, "detokenize") for token in tokens], "<i4")
-        if not ids.size:
-            return ""
-        with nested(deadline_s):
+        with nested(deadline_s) as deadline:
+            ids = self._checked(tokens, deadline)
+            if not ids.size:
+                return ""
             return self._run(
                 lambda: self._detokenize(ids.tobytes(), ids.size, remove_special, unparse_special), "detokenize"
             )
@@ -198,9 +201,18 @@ class Vocab:
     def eog_tokens(self) -> tuple[int, ...]:
         """Return every token that ends a generation."""
         if self._eog_tokens is None:
-            is_eog, ptr, n = self._native.llama_vocab_is_eog, self._ptr, self.n_tokens
-            self._eog_tokens = self._run(lambda: tuple(t for t in range(n) if is_eog(ptr, t)), "list the end tokens")
+            self._eog_tokens = self._run(self._find_eog_tokens, "list the end tokens")
         return self._eog_tokens
+
+    def _find_eog_tokens(self) -> tuple[int, ...]:
+        """Ask about every token: many short calls, between which a cancelled job must end by itself."""
+        is_eog, engine, found = self._native.llama_vocab_is_eog, self._native.engine, []
+        for token in range(self.n_tokens):
+            if token % _TOKENS_PER_LIST_LOOK == 0 and engine.cancel_requested:
+                raise CancelledError("list the end tokens", "it was cancelled")
+            if is_eog(self._ptr, token):
+                found.append(token)
+        return tuple(found)
 
     def _run(self, job: Callable[[], T], operation: str) -> T:
         return cast(T, self._run_job(job, operation))
@@ -210,6 +222,15 @@ class Vocab:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < self.n_tokens:
             raise RequestError(operation, f"token {token!r} is not an integer from 0 to {self.n_tokens - 1}")
         return int(token)
+
+    def _checked(self, tokens: Iterable[int], deadline: Deadline | None) -> npt.NDArray[np.int32]:
+        """Return the tokens of a text, however many; raises ``RequestError`` and ``DeadlineError``."""
+        ids: list[int] = []
+        for token in tokens:
+            if deadline is not None and len(ids) % _TOKENS_PER_LOOK == 0:
+                deadline.check("detokenize")
+            ids.append(self._check(token, "detokenize"))
+        return np.asarray(ids, "<i4")
 
     def _check_known(self, token: int, operation: str) -> None:
         """Do as ``_check_present`` and ``_check``."""
@@ -238,6 +259,11 @@ class Vocab:
         piece = self._pieces.get((token, False))
         return self._load_piece(token, False) if piece is None else piece, self._eog[token]
 
+    def _step_text(self, token: int) -> str:
+        """Return the text of a token, that of control tokens too; on the engine thread, cached."""
+        piece = self._pieces.get((token, True))
+        return (self._load_piece(token, True) if piece is None else piece).decode("utf-8", "replace")
+
     def _load_piece(self, token: int, special: bool) -> bytes:
         native, size = self._native, 128
         while True:
@@ -260,7 +286,8 @@ class Vocab:
                     if n >= 0:
                         native.engine.check_output(4 * n, "tokenize")
                         found = np.frombuffer(native.engine.memory.read(out, 4 * min(n, capacity)), "<i4")
-                        return [int(token) for token in found]
+                        tokens: list[int] = found.tolist()
+                        return tokens
                 if n == _INT32_MIN:
                     raise RequestError("tokenize", "the text has too many tokens", "split it")
                 capacity = -n

@@ -5,6 +5,7 @@
 #   wasm/build.sh --tests         ... and build upstream's own tests as wasm commands (build/wasm/tests)
 #   wasm/build.sh --check         build twice, in two folders, and compare both with the committed module; install nothing
 #   wasm/build.sh --stock         build it with upstream's kernels, to measure against: build/wasm-stock; install nothing
+#   wasm/build.sh --fuzz          build it with counters of the edges it takes, for `make fuzz`: build/wasm-fuzz; install nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repo=$PWD
@@ -16,8 +17,9 @@ for argument in "$@"; do
     case $argument in
         --check) mode=check ;;
         --stock) mode=stock ;;
+        --fuzz) mode=fuzz ;;
         --tests) tests=ON ;;
-        *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+        *) sed -n '2,8p' "$0" >&2; exit 2 ;;
     esac
 done
 
@@ -33,10 +35,12 @@ even_path() {
     echo "$link"
 }
 
-# configure_and_build ROOT TESTS [STOCK]: everything of one build lies under ROOT.
+# configure_and_build ROOT TESTS [stock|fuzz]: everything of one build lies under ROOT.
 configure_and_build() {
-    local with_tests=$2 stock=${3:-OFF} out=wasm targets=()
-    if [ "$stock" = ON ]; then out=wasm-stock targets=(llama.wasm); fi
+    local with_tests=$2 variant=${3:-} out=wasm${3:+-$3} targets=() stock=OFF fuzz=OFF
+    if [ -n "$variant" ]; then targets=(llama.wasm); fi
+    if [ "$variant" = stock ]; then stock=ON; fi
+    if [ "$variant" = fuzz ]; then fuzz=ON; fi
     "$python" wasm/fetch.py --root "$1" --downloads "$repo/build/downloads"
     local link
     link=$(even_path "$1")
@@ -44,7 +48,7 @@ configure_and_build() {
     local cmake=$root/toolchain/cmake/bin/cmake ninja=$root/toolchain/ninja/ninja
     "$cmake" -S "$link/wasm" -B "$root/$out" -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" \
         -DCMAKE_TOOLCHAIN_FILE="$link/wasm/toolchain.cmake" -DPW_ROOT="$root" -DPW_ZIG="$root/toolchain/zig" \
-        -DPW_TESTS="$with_tests" -DPW_STOCK_KERNELS="$stock" --log-level=WARNING
+        -DPW_TESTS="$with_tests" -DPW_STOCK_KERNELS="$stock" -DPW_FUZZ="$fuzz" --log-level=WARNING
     # clang takes the working folder's name from PWD where that is true.
     env -C "$root/$out" PWD="$root/$out" NINJA_STATUS="[%f/%t %es] " "$ninja" "${targets[@]}"
 }
@@ -60,8 +64,8 @@ if [ "$mode" = check ]; then
     trap 'rm -rf "$(dirname "$second")"' EXIT
     configure_and_build "$second" OFF
     "$python" wasm/manifest.py --compare wasm/llama.wasm "$repo/build/wasm/llama.wasm" "$second/wasm/llama.wasm"
-elif [ "$mode" = stock ]; then
-    configure_and_build "$repo/build" OFF ON
+elif [ "$mode" = stock ] || [ "$mode" = fuzz ]; then
+    configure_and_build "$repo/build" OFF "$mode"
 else
     "$python" wasm/fetch.py
     "$python" wasm/abi/generate.py --llama-cpp build/sources/llama.cpp --zig build/toolchain/zig/zig

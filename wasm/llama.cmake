@@ -29,6 +29,11 @@ target_link_libraries(pw_llama_headers INTERFACE pw_headers)
 # keeps it from doing so (tests/wasm/test_glue.py throws through such cleanups).
 set(PW_SAFEPOINT_EDGES "-fsanitize-coverage=edge,trace-pc;SHELL:-mllvm -disable-cleanups")
 set(PW_SAFEPOINT_FUNCTIONS "-fsanitize-coverage=func,trace-pc")
+if(PW_FUZZ)
+    # The same places count too (sysroot/coverage.c). Control code is inlined less, so that an edge is one of the source.
+    list(APPEND PW_SAFEPOINT_EDGES -fsanitize-coverage=inline-8bit-counters -O1)
+    list(APPEND PW_SAFEPOINT_FUNCTIONS -fsanitize-coverage=inline-8bit-counters)
+endif()
 
 function(pw_force_include source header)
     set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS "-include;${HERE}/sysroot/forced/${header}")
@@ -51,22 +56,27 @@ target_compile_options(ggml_cpu PRIVATE ${PW_SAFEPOINT_FUNCTIONS})
 target_compile_definitions(ggml_cpu PRIVATE NDEBUG GGML_USE_CPU_REPACK)
 if(NOT PW_STOCK_KERNELS)
     # Our kernels (wasm/kernels) take the place of upstream's, which keep another name and are dropped by the linker.
-    file(GLOB PW_KERNELS CONFIGURE_DEPENDS ${HERE}/kernels/*.c)
+    file(GLOB PW_KERNELS CONFIGURE_DEPENDS ${HERE}/kernels/*.c ${HERE}/kernels/*.cpp)
     target_sources(ggml_cpu PRIVATE ${PW_KERNELS})
     function(pw_replace source)
         foreach(name ${ARGN})
             set_property(SOURCE ${GGML}/src/ggml-cpu/${source} APPEND PROPERTY COMPILE_DEFINITIONS ${name}=upstream_${name})
         endforeach()
     endfunction()
-    pw_replace(arch/wasm/quants.c quantize_row_q8_0 quantize_row_q8_1
+    pw_replace(arch/wasm/quants.c quantize_row_q8_0 quantize_row_q8_1 quantize_row_q8_K
         ggml_vec_dot_q4_0_q8_0 ggml_vec_dot_q4_1_q8_1 ggml_vec_dot_q5_1_q8_1 ggml_vec_dot_q2_K_q8_K ggml_vec_dot_q3_K_q8_K
         ggml_vec_dot_q4_K_q8_K ggml_vec_dot_q5_K_q8_K ggml_vec_dot_q6_K_q8_K)
     pw_replace(quants.c ggml_vec_dot_iq4_nl_q8_0 ggml_vec_dot_iq4_xs_q8_K ggml_vec_dot_mxfp4_q8_0 ggml_vec_dot_tq2_0_q8_K)
     pw_replace(vec.cpp ggml_vec_dot_f16 ggml_vec_dot_bf16 ggml_vec_silu_f32 ggml_vec_swiglu_f32 ggml_vec_soft_max_f32)
     pw_replace(tiled/tiled.cpp ggml_tiled_wdata_size ggml_compute_forward_mul_mat_id_tiled)
+    set_property(SOURCE ${GGML}/src/ggml-cpu/ggml-cpu.cpp APPEND PROPERTY COMPILE_DEFINITIONS
+        ggml_backend_cpu_repack_buffer_type=pw_repack_buffer_type)
     pw_force_include(${GGML}/src/ggml-cpu/ggml-cpu.c half_rows.h)
     set_source_files_properties(${GGML}/src/ggml-cpu/ops.cpp PROPERTIES
         COMPILE_DEFINITIONS "ggml_compute_forward_flash_attn_ext=upstream_flash_attn_ext")
+    pw_replace(ops.cpp ggml_compute_forward_norm ggml_compute_forward_rms_norm ggml_compute_forward_rms_norm_mul_fused
+        ggml_compute_forward_group_norm ggml_compute_forward_l2_norm ggml_compute_forward_rope)
+    pw_force_include(${GGML}/src/ggml-cpu/ops.cpp ggml-ops.h)
     # GGML_USE_LLAMAFILE: ggml offers every matrix product to llamafile_sgemm first, which is ours (kernels/matmul.c).
     target_compile_definitions(ggml_cpu PRIVATE GGML_USE_LLAMAFILE)
     target_compile_options(ggml_cpu PRIVATE "SHELL:-include ${HERE}/sysroot/forced/ggml-simd.h")
@@ -104,8 +114,9 @@ include(${LLAMA_CPP}/common/parsers/sources.cmake)
 list(FILTER LLAMA_CHAT_PARSERS_SOURCES INCLUDE REGEX "\\.cpp$")
 file(GLOB COMMON_SOURCES CONFIGURE_DEPENDS ${LLAMA_CPP}/common/*.cpp ${LLAMA_CPP}/common/jinja/*.cpp)
 list(FILTER COMMON_SOURCES EXCLUDE REGEX "/(arg|console|download|hf-cache|log|preset|subproc)\\.cpp$")
-add_library(llama_common STATIC ${COMMON_SOURCES} ${LLAMA_CHAT_PARSERS_SOURCES} ${PW_GENERATED}/build-info.cpp ${HERE}/glue/common_log.cpp)
-target_compile_options(llama_common PRIVATE ${PW_SAFEPOINT_EDGES})
+add_library(llama_common STATIC ${COMMON_SOURCES} ${LLAMA_CHAT_PARSERS_SOURCES} ${PW_GENERATED}/build-info.cpp ${HERE}/glue/common_log.cpp
+    ${HERE}/glue/jinja_depth.cpp)
+target_compile_options(llama_common PRIVATE ${PW_SAFEPOINT_EDGES} "SHELL:-include ${HERE}/sysroot/forced/jinja_depth.h")
 target_include_directories(llama_common PUBLIC ${LLAMA_CPP}/common)
 target_include_directories(llama_common PRIVATE ${HERE}/sysroot)
 target_link_libraries(llama_common PUBLIC pw_llama_headers)

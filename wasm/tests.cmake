@@ -27,6 +27,7 @@ function(pw_command_test name source)
         pw_libcxx pw_libc_command pw_libc pw_libc_command pw_zigc pw_compiler_rt)
     target_link_options(${name} PRIVATE ${PW_LINK_FLAGS} --export-memory --export=pw_stop --export=pw_cancel)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+    pw_memory_calls(${name})
 endfunction()
 
 foreach(name

@@ -23,7 +23,7 @@ logger = logging.getLogger("pyllama_wasm.cache")
 
 ENVIRONMENT_VARIABLE = "PYLLAMA_WASM_CACHE"
 
-_KEEP = 4
+_KEEP = 8
 _LEFTOVER_S = 3600.0
 """A file in the making that is older was left by a process that ended before it was done."""
 

@@ -42,6 +42,7 @@ class Engine:
         n_threads: int | None = None,
         load: str = "map",
         blas: bool | None = None,
+        deterministic: bool = False,
         module: CompiledModule | None = None,
     ) -> None:
         """Make an instance of ``module`` (default: the package's ``llama.wasm``) and run its constructors.
@@ -51,14 +52,21 @@ class Engine:
         ``load`` is ``"map"`` (files are mapped where the platform can) or ``"copy"``; copy files that somebody may
         truncate meanwhile, since touching a mapped page that the file has lost ends the process (SIGBUS).
         ``blas`` says whether numpy's BLAS does large matrix products; ``None``: where it is known to be fast.
+        ``deterministic`` code gives the same bits on every processor; BLAS, which does not, is then off.
         """
+        if deterministic and blas:
+            raise RequestError("create an engine", "deterministic=True and blas=True contradict each other")
         if load not in ("map", "copy"):
             raise RequestError("create an engine", f"load={load!r} is neither 'map' nor 'copy'")
         self.n_threads = default_n_threads() if n_threads is None else n_threads
         if self.n_threads < 1:
             raise RequestError("create an engine", f"n_threads={n_threads} is less than 1")
-        compiled = module if module is not None else load_module()
-        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, uses_blas(blas))
+        compiled = module if module is not None else load_module(deterministic=deterministic)
+        if deterministic and not compiled.is_deterministic:
+            raise RequestError("create an engine", "the module was not compiled with deterministic=True")
+        self.is_deterministic = compiled.is_deterministic
+        uses = uses_blas(False if deterministic else blas)
+        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, uses)
         self._sandbox = sandbox
         self.load, self.memory_limit_bytes = load, sandbox.memory.max_bytes
         self.imports = tuple(sorted(f"{item.module}.{item.name}" for item in compiled.module.imports))
@@ -138,9 +146,12 @@ class Engine:
             deadline = Deadline(self.deadline_s)
         return self._jobs.run(func, operation, deadline)
 
-    def run_unbounded(self, func: Callable[[], T], operation: str = "call") -> T:
-        """Run ``func`` as :meth:`run` does, whatever deadline holds: to free something, or for several callers."""
-        return self._jobs.run(func, operation)
+    def run_unbounded(self, func: Callable[[], T], operation: str = "call", turn: Deadline | None = None) -> T:
+        """Run ``func`` as :meth:`run` does, whatever deadline holds: to free something, or for several callers.
+
+        It is withdrawn if its turn has not come by ``turn``: ``DeadlineError``.
+        """
+        return self._jobs.run(func, operation, turn, is_shared=True)
 
     def watch(self, at: float, look: Callable[[], float | None]) -> Watch:
         """Call ``look`` at a time of ``time.monotonic``, on the watchdog's thread; it returns when to look again."""

@@ -20,6 +20,8 @@ class GrantedFile:
     def __init__(self, fd: int, guest_path: str, is_writable: bool) -> None:
         """Own ``fd``."""
         self.guest_path, self.is_writable = guest_path, is_writable
+        self.info = os.fstat(fd)
+        """What the system said of it when it was granted."""
         self._fd: int | None = fd
         self._users = 0
         self._is_revoked = False
@@ -47,13 +49,17 @@ class GrantedFile:
             self._is_revoked = True
             self._close_if_idle()
 
-    def size_bytes(self) -> int:
-        """Return the size of the file now."""
+    def status(self) -> os.stat_result:
+        """Return what the system says of the file now."""
         fd = self.acquire()
         try:
-            return os.fstat(fd).st_size
+            return os.fstat(fd)
         finally:
             self.release()
+
+    def size_bytes(self) -> int:
+        """Return the size of the file now."""
+        return self.status().st_size
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; fewer bytes only at the end of the file."""
@@ -117,11 +123,20 @@ class FileTable:
 
         ``mode`` is ``"r"``, or ``"w"`` for a file to be created or overwritten. ``beside`` is a guest path granted
         earlier: the new file goes into the same guest folder (the parts of a split model look for each other there).
-        Raises ``ModelFileError`` when the path is no regular file or cannot be opened.
+        Raises ``ModelFileError`` when the path is no regular file or cannot be opened, ``RequestError`` when it is
+        granted the other way: what the guest has mapped must not change under it.
         """
         if mode not in ("r", "w"):
             raise RequestError(f"grant {path}", f"mode {mode!r} is neither 'r' nor 'w'")
-        return self._add(_open_regular(path, mode), path, mode == "w", beside)
+        fd = _open_regular(path, mode)
+        guest_path = self._add(fd, path, mode == "w", beside)
+        if mode == "w":
+            try:
+                os.ftruncate(fd, 0)  # not before: the guest may have the file mapped
+            except OSError as error:
+                self.revoke(guest_path)
+                raise ModelFileError(f"grant {path}", reason_of(error)) from error
+        return guest_path
 
     def grant_fd(self, fd: int, name: str, mode: str = "r", beside: str | None = None) -> str:
         """Grant a regular file that is already open, under ``name``; otherwise as :meth:`grant`.
@@ -157,8 +172,13 @@ class FileTable:
             if guest_path in self._files:
                 os.close(fd)
                 raise RequestError(f"grant {name}", "a file of that name is already granted beside it")
+            granted = GrantedFile(fd, guest_path, is_writable)
+            others = (file for file in self._files.values() if file.is_writable != is_writable)
+            if any(os.path.samestat(granted.info, file.info) for file in others):
+                granted.revoke()
+                raise RequestError(f"grant {name}", "a file cannot be granted for reading and for writing at a time")
             self._n_granted += 1
-            self._files[guest_path] = GrantedFile(fd, guest_path, is_writable)
+            self._files[guest_path] = granted
             return guest_path
 
     def revoke(self, guest_path: str) -> None:
@@ -204,8 +224,6 @@ def _open_regular(path: StrPath, mode: str) -> int:
         fd = os.open(path, flags, 0o666)
         try:
             _require_regular(operation, os.fstat(fd))
-            if mode == "w":
-                os.ftruncate(fd, 0)
         except BaseException:
             os.close(fd)
             raise

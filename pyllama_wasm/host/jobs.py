@@ -22,7 +22,7 @@ T = TypeVar("T")
 GRACE_S = 0.1
 """How long a cancelled guest call may take to end by itself before it is stopped, which kills the sandbox."""
 
-_BUSY_S = 0.1  # what a guest may need longer where others have the processor: stopping it would only cost more
+_BUSY_S = 0.02  # what a guest may need longer where others have the processor: stopping it costs more
 _JOB_GRACE_S = 1.0  # the same for a job that goes on making short guest calls
 _ABANDON_S = 2.0  # longest wait of an interrupted caller for its job to end
 _CLOSE_S = 20.0
@@ -49,6 +49,10 @@ class Guest(Protocol):
         """Whether the calling thread is one the guest started."""
         ...
 
+    def cpu_times(self) -> dict[int, float]:
+        """Return the processor time that each guest thread has used, in seconds, by its number."""
+        ...
+
     def shut(self) -> None:
         """End all guest threads and free everything; on the engine's thread, once."""
         ...
@@ -68,10 +72,15 @@ class _State(Enum):
 class _Job:
     """One call of a Python function on the engine's thread."""
 
-    __slots__ = ("_error", "_func", "_latch", "_result", "deadline", "is_cancelled", "is_overdue", "operation", "state")
+    __slots__ = (
+        "_error", "_func", "_latch", "_result", "deadline", "is_cancelled", "is_overdue", "is_shared", "operation",
+        "state",
+    )  # fmt: skip
 
-    def __init__(self, func: Callable[[], Any], operation: str, deadline: Deadline | None = None) -> None:
-        self.operation, self._func, self.deadline = operation, func, deadline
+    def __init__(
+        self, func: Callable[[], Any], operation: str, deadline: Deadline | None = None, is_shared: bool = False
+    ) -> None:
+        self.operation, self._func, self.deadline, self.is_shared = operation, func, deadline, is_shared
         self.state = _State.QUEUED
         self.is_cancelled = self.is_overdue = False
         self._result: Any = None
@@ -139,9 +148,7 @@ class JobThread:
         self._ended = threading.Event()
         self._close_error: BaseException | None = None
         self.ident = _NO_THREAD
-        self.cpu_s: Callable[[], float] = time.monotonic
-        """The processor time that its thread has used, in seconds."""
-
+        self._cpu_s: Callable[[], float] = time.monotonic
         self.is_forked = False
         with _live_lock:
             _live.add(self)
@@ -164,16 +171,23 @@ class JobThread:
         """A number that is different for each guest call, 0 while none runs."""
         return self._guest.busy_call
 
+    def cpu_times(self) -> dict[int, float]:
+        """Return the processor time that its thread and each guest thread has used, in seconds; its own number is 0."""
+        return {0: self._cpu_s(), **self._guest.cpu_times()}
+
     @property
     def cancel_requested(self) -> bool:
         """Whether the running job has been cancelled."""
         job = self._current
         return job is not None and job.is_cancelled
 
-    def run(self, func: Callable[[], T], operation: str, deadline: Deadline | None = None) -> T:
+    def run(
+        self, func: Callable[[], T], operation: str, deadline: Deadline | None = None, is_shared: bool = False
+    ) -> T:
         """Run ``func`` after all jobs submitted earlier; inline when already on this thread.
 
-        When the deadline comes, a job that waits is withdrawn, and one that runs is ended: ``DeadlineError``.
+        When the deadline comes, a job that waits is withdrawn, and one that runs is ended: ``DeadlineError``. One that
+        ``is_shared`` goes on then, as others need what it does.
         """
         if threading.get_ident() == self.ident:
             return func()
@@ -181,7 +195,7 @@ class JobThread:
             raise HostError(operation, "a guest thread cannot call its own engine", "only the engine's thread can")
         if deadline is not None:
             deadline.check(operation)
-        job = _Job(func, operation, deadline)
+        job = _Job(func, operation, deadline, is_shared)
         watch = None
         try:
             with self._lock:
@@ -274,7 +288,7 @@ class JobThread:
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
-        self.ident, self.cpu_s = threading.get_ident(), thread_clock()
+        self.ident, self._cpu_s = threading.get_ident(), thread_clock()
         try:
             while True:
                 job = self._queue.get()
@@ -338,7 +352,7 @@ class JobThread:
         with self._lock:
             if job.state is _State.QUEUED:
                 job.fail(job.overdue_error())
-            elif job is self._current and job.deadline is not None:
+            elif job is self._current and job.deadline is not None and not job.is_shared:
                 job.is_overdue = True
                 self.overdue = job
                 self._cancel(job, job.deadline.grace_s)
@@ -391,12 +405,17 @@ class _Press:
         return now + _POLL_S
 
     def _note(self, call: int, now: float) -> None:
-        self._call, self._since, self._cpu_since = call, now, self._jobs.cpu_s()
+        self._call, self._since, self._cpu_since = call, now, self._jobs.cpu_times()
 
     def _is_deaf(self, now: float) -> bool:
-        """Whether the guest had its time: of the processor, unless it only waits for that of its other threads."""
+        """Whether one of the guest's threads had its time: of the processor, unless others have that for too long."""
         over_s = now - self._since - self._grace_s
-        return over_s >= 0 and (over_s >= self._busy_s or self._jobs.cpu_s() - self._cpu_since >= self._grace_s)
+        if over_s < 0:
+            return False
+        used = self._jobs.cpu_times().items()
+        return over_s >= self._busy_s or any(
+            cpu_s - self._cpu_since.get(thread, 0.0) >= self._grace_s for thread, cpu_s in used
+        )
 
 
 _live: set[JobThread] = set()

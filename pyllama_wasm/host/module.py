@@ -45,6 +45,10 @@ _SETTINGS: dict[str, object] = {
 }
 """No fuel, and epochs only on demand: they cost a quarter of the speed, and our module has interrupt points."""
 
+_DETERMINISTIC = "wasm_relaxed_simd_deterministic"
+"""NaN is not made the same everywhere (``cranelift_nan_canonicalization``): that costs a tenth more, and what of a NaN
+may differ, its sign and payload, decides nothing."""
+
 _WAIT_SLICE_S = 0.05
 
 
@@ -60,43 +64,57 @@ class CompiledModule:
     max_pages: int
     is_interruptible: bool = False
     """Whether wasmtime can stop it wherever it is, without its help."""
+    is_deterministic: bool = False
+    """Whether its relaxed vector instructions give the same bits on every processor."""
 
 
-def compile_module(wasm: bytes, interruptible: bool = False) -> CompiledModule:
+def compile_module(wasm: bytes, interruptible: bool = False, deterministic: bool = False) -> CompiledModule:
     """Compile ``wasm`` now, without the cache. Raises ``HostError`` when it is invalid or its imports are not ours.
 
     A module that is not ours has no safepoints, and must be ``interruptible`` to be stopped when it does not end: its
     code then looks at every loop and function whether it is to go on, and what waits for ever is woken.
+    ``deterministic`` code computes the same bits on every processor, at a price: what relaxed SIMD leaves open (whether
+    a product is rounded before it is added, what a dot product of bytes takes them for) is then done in one way only.
     """
-    engine = _wasmtime_engine(interruptible)
+    engine = _wasmtime_engine(interruptible, deterministic)
     try:
         module = wasmtime.Module(engine, wasm)
     except wasmtime.WasmtimeError as error:
         raise HostError("compile the module", str(error)) from error
-    return _describe(engine, module, interruptible)
+    return _describe(engine, module, interruptible, deterministic)
 
 
 def load_module(
-    path: str | os.PathLike[str] | None = None, progress: Progress | None = None, interruptible: bool = False
+    path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    interruptible: bool = False,
+    deterministic: bool = False,
 ) -> CompiledModule:
     """Return the compiled module of a wasm file: from this process, from the cache on disk, or compiled now.
 
     ``path`` defaults to the ``llama.wasm`` this package ships. ``progress`` is told each stage on the calling thread.
-    ``interruptible`` is as in :func:`compile_module`.
+    ``interruptible`` and ``deterministic`` are as in :func:`compile_module`.
     The work is done on another thread, so that Ctrl-C is answered at once; it then goes on and fills the cache.
     Raises ``HostError``.
     """
+    if path is None and not interruptible and deterministic in _kept:
+        return _kept[deterministic]
     file = Path(path) if path is not None else find_wasm()
     try:
         stat = file.stat()
     except OSError as error:
         raise HostError(f"load {file}", reason_of(error)) from error
-    key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, interruptible)
+    key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size, interruptible, deterministic)
     with _loads_lock:
         load = _loads.get(key)
         if load is None or load.error is not None:
-            load = _loads[key] = _Load(file, interruptible)
+            load = _loads[key] = _Load(file, interruptible, deterministic)
     return load.wait(progress)
+
+
+def keep_module(deterministic: bool = False) -> None:
+    """Load the package's module, and from now on return that one: for a process that is about to give up all files."""
+    _kept[deterministic] = load_module(deterministic=deterministic)
 
 
 def find_wasm() -> Path:
@@ -119,9 +137,9 @@ def module_digest() -> str:
 class _Load:
     """One load that several callers may wait for."""
 
-    def __init__(self, file: Path, interruptible: bool) -> None:
+    def __init__(self, file: Path, interruptible: bool, deterministic: bool) -> None:
         self.error: BaseException | None = None
-        self._file, self._interruptible = file, interruptible
+        self._file, self._how = file, (interruptible, deterministic)
         self._stages: list[str] = []
         self._result: CompiledModule | None = None
         self._done = threading.Event()
@@ -152,17 +170,17 @@ class _Load:
 
     def _load(self) -> CompiledModule:
         self._stages.append("reading the module")
-        settings = {**_SETTINGS, "max_wasm_stack": MAX_WASM_STACK_BYTES, "epoch_interruption": self._interruptible}
-        engine = _wasmtime_engine(self._interruptible)
+        settings = _settings(*self._how)
+        engine = _wasmtime_engine(*self._how)
         cache = CodeCache()
         module = cache.load(engine, cache_key(file_digest(self._file), settings))
         if module is not None:
             logger.debug("%s: machine code taken from %s", self._file.name, cache.folder)
-            return _describe(engine, module, self._interruptible)
+            return _describe(engine, module, *self._how)
         wasm = self._file.read_bytes()
         self._stages.append("compiling the module (once, some seconds)")
         began = time.perf_counter()
-        compiled = compile_module(wasm, self._interruptible)
+        compiled = compile_module(wasm, *self._how)
         logger.info("%s: compiled in %.1f s", self._file.name, time.perf_counter() - began)
         self._stages.append("saving the compiled module")
         # The key is of what was compiled: the file may have been replaced since it was looked at first.
@@ -170,9 +188,11 @@ class _Load:
         return compiled
 
 
-def _describe(engine: wasmtime.Engine, module: wasmtime.Module, interruptible: bool) -> CompiledModule:
+def _describe(
+    engine: wasmtime.Engine, module: wasmtime.Module, interruptible: bool, deterministic: bool
+) -> CompiledModule:
     min_pages, max_pages = _check_imports(module)
-    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages, interruptible)
+    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages, interruptible, deterministic)
 
 
 def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
@@ -194,27 +214,43 @@ def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
     return limits
 
 
-_loads: dict[tuple[str, int, int, bool], _Load] = {}
+_kept: dict[bool, CompiledModule] = {}
+_loads: dict[tuple[str, int, int, bool, bool], _Load] = {}
 _loads_lock = threading.Lock()
-_engines: dict[bool, wasmtime.Engine] = {}
+_engines: dict[tuple[bool, bool], wasmtime.Engine] = {}
 _before_fork: list[object] = []
 """In a forked child, what it inherited. Its parent's compiler threads are gone, so it compiles on one thread."""
 
 _engine_lock = threading.Lock()
 
 
-def _wasmtime_engine(interruptible: bool = False) -> wasmtime.Engine:
-    """Return one of the two wasmtime engines of this process: compiled code, no state."""
+def _settings(interruptible: bool, deterministic: bool) -> dict[str, object]:
+    """Return all that the machine code depends on but the module, wasmtime and the processor."""
+    return {
+        **_SETTINGS,
+        "max_wasm_stack": MAX_WASM_STACK_BYTES,
+        "epoch_interruption": interruptible,
+        _DETERMINISTIC: deterministic,
+    }
+
+
+def _wasmtime_engine(interruptible: bool = False, deterministic: bool = False) -> wasmtime.Engine:
+    """Return one of the wasmtime engines of this process, one for each kind of code: compiled code, no state."""
+    key = (interruptible, deterministic)
     with _engine_lock:
-        engine = _engines.get(interruptible)
+        engine = _engines.get(key)
         if engine is None:
             config = wasmtime.Config()
-            for name, value in _SETTINGS.items():
-                setattr(config, name, value)
-            ffi.set_max_stack(config, MAX_WASM_STACK_BYTES)
-            config.epoch_interruption = interruptible
+            if deterministic and not hasattr(type(config), _DETERMINISTIC):  # else it would become a plain attribute
+                reason = "this wasmtime cannot compile for the same results on every processor"
+                raise HostError("compile the module", reason, "pip install 'wasmtime>=50,<51'")
+            for name, value in _settings(*key).items():
+                if name == "max_wasm_stack":
+                    ffi.set_max_stack(config, MAX_WASM_STACK_BYTES)
+                else:
+                    setattr(config, name, value)
             config.parallel_compilation = not _before_fork
-            engine = _engines[interruptible] = wasmtime.Engine(config)
+            engine = _engines[key] = wasmtime.Engine(config)
             trap_signals.note()
         return engine
 

@@ -127,6 +127,10 @@ class Sandbox:
         """Whether the calling thread is one the guest started."""
         return self.workers.is_current_thread()
 
+    def cpu_times(self) -> dict[int, float]:
+        """Return the processor time that each guest thread has used, in seconds, by its number."""
+        return self.workers.cpu_times()
+
     def shut(self) -> None:
         """End the guest threads and free everything. On the engine's thread, once."""
         self._is_shutting = True

@@ -88,6 +88,7 @@ class Workers:
         self._n_alive = 0
         self._last_tid = 0
         self._idents: set[int] = set()
+        self._clocks: dict[int, Callable[[], float]] = {}
         self._is_closed = False
 
     def spawn(self, argument: int) -> int:
@@ -101,13 +102,18 @@ class Workers:
         try:
             start_thread(lambda: self._main(tid, argument), f"pyllama-guest-{tid}")
         except RuntimeError:
-            self._ended(0)
+            self._ended(0, tid)
             return -Errno.AGAIN
         return tid
 
     def is_current_thread(self) -> bool:
         """Whether the calling thread is one of these."""
         return threading.get_ident() in self._idents
+
+    def cpu_times(self) -> dict[int, float]:
+        """Return the processor time that each of these has used, in seconds, by its number."""
+        with self._changed:
+            return {tid: cpu_s() for tid, cpu_s in self._clocks.items()}
 
     def wait_until_none(self, timeout_s: float, nudge: Callable[[], None]) -> bool:
         """Wait for all threads to end, calling ``nudge`` every few milliseconds; False when the time is up."""
@@ -128,13 +134,16 @@ class Workers:
     def _main(self, tid: int, argument: int) -> None:
         ident = threading.get_ident()
         self._idents.add(ident)
+        with self._changed:
+            self._clocks[tid] = thread_clock()
         try:
             self._run(tid, argument)
         finally:
-            self._ended(ident)
+            self._ended(ident, tid)
 
-    def _ended(self, ident: int) -> None:
+    def _ended(self, ident: int, tid: int) -> None:
         with self._changed:
             self._idents.discard(ident)
+            self._clocks.pop(tid, None)
             self._n_alive -= 1
             self._changed.notify_all()

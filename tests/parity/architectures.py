@@ -142,14 +142,14 @@ def save(cases: list[Case], header: dict[str, Any]) -> None:
 
 
 def run(
-    native: Native, case: Case, make_weights: Callable[[str, int], Floats] = weights
+    native: Native, case: Case, make_weights: Callable[[str, int], Floats] = weights, n_threads: int = 1
 ) -> tuple[dict[str, float], Floats]:
     """Make the model in the guest and decode the tokens; on the engine thread.
 
     Returns what ``llama_model_…`` answers for the recorded properties, and (N_TOKENS, n_vocab) logits or (N_TOKENS,
     n_embd_out) embeddings.
     """
-    with _made(native, case, make_weights) as (model, ctx):
+    with _made(native, case, make_weights, n_threads) as (model, ctx):
         properties = {name: getattr(native, f"llama_model_{name}")(model) for name in case.properties}
         return properties, _decode(native, model, ctx, case)
 
@@ -161,7 +161,9 @@ def make(native: Native, case: Case) -> None:
 
 
 @contextmanager
-def _made(native: Native, case: Case, make_weights: Callable[[str, int], Floats] | None) -> Iterator[tuple[int, int]]:
+def _made(
+    native: Native, case: Case, make_weights: Callable[[str, int], Floats] | None, n_threads: int = 1
+) -> Iterator[tuple[int, int]]:
     with native.array(case.metadata) as data:
         params = native.struct("gguf_init_params", no_alloc=True)
         metadata = int(native.gguf_init_from_buffer(data, len(case.metadata), params))
@@ -170,7 +172,7 @@ def _made(native: Native, case: Case, make_weights: Callable[[str, int], Floats]
     try:
         model = _make_model(native, metadata, make_weights)
         assert model, f"{case.name}: llama_model_init_from_user failed"
-        ctx = _make_context(native, model, case.embeddings)
+        ctx = _make_context(native, model, case.embeddings, n_threads)
         assert ctx, f"{case.name}: llama_init_from_model failed"
         yield model, ctx
     finally:
@@ -205,10 +207,10 @@ def _make_model(native: Native, metadata: int, make_weights: Callable[[str, int]
         return int(native.llama_model_init_from_user(metadata, callback, callback.user_data, params))
 
 
-def _make_context(native: Native, model: int, embeddings: bool) -> int:
+def _make_context(native: Native, model: int, embeddings: bool, n_threads: int) -> int:
     params = native.llama_context_default_params()
     params["n_ctx"], params["n_batch"], params["n_ubatch"] = 64, 32, 32
-    params["n_threads"] = params["n_threads_batch"] = 1
+    params["n_threads"] = params["n_threads_batch"] = n_threads
     params["type_k"] = params["type_v"] = _F16
     params["embeddings"], params["pooling_type"] = embeddings, _abi.LLAMA_POOLING_TYPE_NONE
     return int(native.llama_init_from_model(model, params))

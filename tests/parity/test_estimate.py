@@ -39,10 +39,13 @@ CONTEXTS: dict[str, dict[str, Any]] = {
 }
 
 
+PLAIN = pw.ModelParams(use_extra_bufts=False)
+
+
 def measure(path: Path, **changes: Any) -> tuple[int, dict[str, float]]:
     """Return what the guest takes, mapped weights included, and llama.cpp's own numbers in MiB."""
     lines: list[str] = []
-    with pw.Model(path, n_threads=2) as model:
+    with pw.Model(path, params=PLAIN, n_threads=2) as model:
         model.engine.add_log_handler(lambda _level, line: lines.append(line))
         with model.context(**changes) as context:
             mapped = sum(end - start for start, end in model.engine.memory.mapped)
@@ -84,7 +87,7 @@ def test_sliding_window_layers_may_keep_a_short_cache(tmp_path: Path) -> None:
 
 def test_decoding_a_whole_batch_stays_within_the_estimate(smollm2_path: Path) -> None:
     params = pw.ContextParams(n_ctx=2048, n_ubatch=64, n_outputs_max=1)
-    with pw.Model(smollm2_path, n_threads=2) as model, model.context(params) as context:
+    with pw.Model(smollm2_path, params=PLAIN, n_threads=2) as model, model.context(params) as context:
         batch = pw.Batch(64)
         for pos in range(64):
             batch.add(100 + pos, pos=pos, seq_ids=[0], logits=pos == 63)
@@ -137,3 +140,18 @@ def test_cache_of_every_architecture_is_known(sandbox: Sandbox) -> None:
         if abs(estimated - real) > 0.011:  # the log has two decimals for each of two caches
             wrong[case.name] = (round(estimated, 3), real)
     assert set(wrong) <= OWN_WAYS, wrong
+
+
+@pytest.mark.parametrize("kind", ["demo", "tied"])
+def test_a_repacked_copy_takes_what_was_estimated(kind: str, smollm2_path: Path, tmp_path: Path) -> None:
+    path = smollm2_path
+    if kind == "tied":
+        shape = Shape("llama", 2, 256, 4, 4, 768, 4096, kind="q6_K", is_tied=True)
+        path = shape.write(tmp_path / "tied.gguf")
+    taken = []
+    for wish in (False, True):
+        with pw.Model(path, params=pw.ModelParams(use_extra_bufts=wish), n_threads=2, load="snapshot") as model:
+            mapped = sum(end - start for start, end in model.engine.memory.mapped)
+            taken.append(mapped + int(model.native.call("pw_heap_bytes") or 0))
+    estimate = pw.estimate_memory(path, n_ctx=256)
+    assert 0 < estimate.repacked_bytes == pytest.approx(taken[1] - taken[0], rel=0.05, abs=MIB)

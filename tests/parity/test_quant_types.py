@@ -23,9 +23,13 @@ NOT_WEIGHTS = {"q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64"}
 """What only activations, indices or nothing at all in a model has."""
 
 
-def logits_of(path: Path) -> quant_types.Floats:
+def logits_of(path: Path, is_repacked: bool = False) -> quant_types.Floats:
     """Decode the tokens in a sandbox."""
-    with pw.Model(path, n_threads=1) as model, model.context(n_ctx=64, type_k="f32", type_v="f32") as context:
+    params = pw.ModelParams(use_extra_bufts=is_repacked)
+    with (
+        pw.Model(path, params=params, n_threads=1) as model,
+        model.context(n_ctx=64, type_k="f32", type_v="f32") as context,
+    ):
         batch = pw.Batch(len(quant_types.TOKENS))
         for pos, token in enumerate(quant_types.TOKENS):
             batch.add(token, pos=pos, seq_ids=[0], logits=True)
@@ -44,6 +48,13 @@ def error(logits: quant_types.Floats, native: quant_types.Floats) -> float:
 def test_logits_are_those_of_native(tmp_path: Path, kind: str) -> None:
     path = quant_types.write_model(tmp_path / "m.gguf", kind)
     found = error(logits_of(path), NATIVE[kind])
+    assert found < BOUND, f"{kind}: NMSE {found:.2e}"
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K"])
+def test_logits_with_repacked_weights_are_those_of_native(tmp_path: Path, kind: str) -> None:
+    path = quant_types.write_model(tmp_path / "m.gguf", kind)
+    found = error(logits_of(path, is_repacked=True), NATIVE[kind])
     assert found < BOUND, f"{kind}: NMSE {found:.2e}"
 
 

@@ -81,13 +81,15 @@ class Grants:
     folders: tuple[Folder, ...]
     n_threads: int = 2
     timeout_s: float = 600.0
+    is_deterministic: bool = False
+    is_blas: bool = False
 
 
 class Program:
     """One run of one command module."""
 
     def __init__(self, wasm: Path, argv: Sequence[str], grants: Grants) -> None:
-        engine, module = _compile(wasm)
+        engine, module = _compile(wasm, grants.is_deterministic)
         self._engine, self._grants = engine, grants
         limits = _memory_limits(module)
         self._pages = platform_pages()
@@ -142,6 +144,8 @@ class Program:
             if stop is not None:
                 self._stop.attach(self._memory, stop)
             instance.bind("pw_set_n_threads", _ONE_NUMBER)(self._grants.n_threads)
+            if self._grants.is_blas:
+                instance.bind("pw_set_blas", _ONE_NUMBER)(1)
             instance.bind("_start", _NO_ARGUMENTS)()
         except ffi.GuestTrap as trap:
             self._trapped(trap)
@@ -204,16 +208,18 @@ class Program:
 
 
 @cache
-def _engine() -> wasmtime.Engine:
+def _engine(is_deterministic: bool) -> wasmtime.Engine:
     config = wasmtime.Config()
     for name, value in _SETTINGS.items():
         setattr(config, name, value)
+    config.wasm_relaxed_simd_deterministic = is_deterministic
     return wasmtime.Engine(config)
 
 
 @cache
-def _compile(wasm: Path) -> tuple[wasmtime.Engine, wasmtime.Module]:
-    return _engine(), wasmtime.Module.from_file(_engine(), str(wasm))
+def _compile(wasm: Path, is_deterministic: bool) -> tuple[wasmtime.Engine, wasmtime.Module]:
+    engine = _engine(is_deterministic)
+    return engine, wasmtime.Module.from_file(engine, str(wasm))
 
 
 def _memory_limits(module: wasmtime.Module) -> wasmtime.Limits:

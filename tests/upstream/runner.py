@@ -111,7 +111,7 @@ def run_case(case: Case, sources: Path) -> Result:
             Folder("/models", model_folder()),
             Folder("/src", sources),
         )
-        grants = Grants(folders, case.n_threads, case.timeout_s)
+        grants = Grants(folders, case.n_threads, case.timeout_s, case.is_deterministic, case.is_blas)
         program = Program(PROGRAMS / f"{case.program}.wasm", [case.program, *case.args], grants)
         return judge(case, program.run())
 

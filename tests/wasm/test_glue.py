@@ -43,6 +43,15 @@ def test_bad_schema_is_an_exception_and_the_engine_lives(native: Native, schema:
     assert "root ::=" in call_text(native, "pw_json_schema_to_grammar", '{"type": "integer"}')
 
 
+@pytest.mark.parametrize("number", ["99999999999999999999999", "-92929292929292929292929", "18446744073709551616"])
+def test_numbers_beyond_64_bits_are_read(model: pw.Model, native: Native, number: str) -> None:
+    """Found by fuzzing: where the guest's ``strtoll`` stopped before the digits did, the JSON parser asserted."""
+    assert "e+" in call_text(native, "pw_json_schema_to_grammar", f'{{"const": {number}}}')
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = model.apply_chat_template(messages, template="{{ n }}", template_kwargs={"n": int(number)})
+    assert float(prompt) == float(number)
+
+
 def test_template_that_fails_is_an_exception(model: pw.Model, native: Native) -> None:
     request = {"messages": [{"role": "user", "content": "Hi"}], "template": "{{ raise_exception('not today') }}"}
     with pytest.raises(GuestException, match="not today"):

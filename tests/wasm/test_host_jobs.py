@@ -13,7 +13,7 @@ from pyllama_wasm.errors import ClosedError, DeadlineError, GuestStoppedError, H
 from pyllama_wasm.host import Engine, Watch, jobs
 from pyllama_wasm.host.threads import start_thread
 from pyllama_wasm.host.watchdog import Watchdog
-from tests.wasm.guests import ARITHMETIC, SPIN, EngineOf, guest
+from tests.wasm.guests import ARITHMETIC, SPIN, THREAD_IMPORTS, THREADS, EngineOf, guest
 from tests.wasm.test_host_cancel import after
 
 
@@ -231,3 +231,42 @@ def test_a_guest_call_that_has_ended_meanwhile_is_not_stopped(arithmetic: Engine
         return arithmetic.call("add", 1, 2)
 
     assert arithmetic.run(job) == 3
+
+
+def test_a_shared_job_is_withdrawn_while_it_waits_and_goes_on_when_it_runs(arithmetic: Engine) -> None:
+    gate, begun, ran = threading.Event(), threading.Event(), []
+
+    def blocker() -> None:
+        begun.set()
+        gate.wait(10)
+
+    arithmetic.post(blocker)
+    begun.wait(10)
+    with pytest.raises(DeadlineError, match="step: it did not end within"):
+        arithmetic.run_unbounded(lambda: ran.append(1), "step", Deadline(0.05))
+    gate.set()
+
+    def outlasts() -> object:
+        time.sleep(0.1)
+        return arithmetic.call("add", 1, 2)
+
+    assert arithmetic.run_unbounded(outlasts, "step", Deadline(0.05)) == 3
+    assert ran == []
+
+
+def test_a_guest_that_waits_for_its_threads_has_their_time_too() -> None:
+    with Engine(module=guest(THREADS, uses=THREAD_IMPORTS), n_threads=2) as engine:
+        own = engine._jobs
+        assert list(own.cpu_times()) == [0]
+        engine.memory.write(8192, bytes((3, 0, 0, 0, 0, 0, 0, 0)))  # it computes without end
+        engine.call("spawn", 8192)
+        while list(own.cpu_times()) != [0, 1]:
+            time.sleep(0.01)
+        press = jobs._Press(own, jobs._Job(lambda: None, "wait"), 0.02)
+        busy_s, press._busy_s = press._busy_s, 1000.0
+        assert busy_s < 1 and not press._is_deaf(press._since + 0.01)
+        while not press._is_deaf(press._since + 1):  # the worker's time, as this engine's own thread does nothing
+            time.sleep(0.01)
+        with pytest.raises(DeadlineError), within(Deadline(0.1)):
+            engine.call("wait_for", 8196, 1)
+        assert list(own.cpu_times()) == [0]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import time
 from pathlib import Path
 
 import pytest
 
-from pyllama_wasm.errors import GuestAbortError
-from pyllama_wasm.host import Engine
+from pyllama_wasm.errors import GuestAbortError, ModelFileError, RequestError
+from pyllama_wasm.host import Engine, FileTable
 from tests.wasm.guests import SCRATCH, EngineOf, forwarding
 
 SUCCESS, EACCES, EBADF, EEXIST, EFAULT, EILSEQ, EINVAL = 0, 2, 8, 20, 21, 25, 28
@@ -169,6 +170,40 @@ def test_descriptors_are_bounded(engine: Engine, tmp_path: Path) -> None:
     assert open_path(engine, name) == -EMFILE
     assert engine.call("fd_close", 100) == SUCCESS
     assert open_path(engine, name) == 100
+
+
+def test_a_file_is_not_granted_for_reading_and_writing_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    os.link(path, tmp_path / "link.bin")
+    table = FileTable()
+    for first, second in (("r", "w"), ("w", "r")):
+        guest_path = table.grant(path, first)
+        assert table.grant(path, first) != guest_path  # twice the same way is fine
+        for other in (path, tmp_path / "link.bin"):
+            with pytest.raises(RequestError, match="for reading and for writing at a time"):
+                table.grant(other, second)
+        table.grant(tmp_path / f"other-{second}.bin", "w")
+        for granted_path, _, _ in table.granted():
+            table.revoke(granted_path)
+    assert path.read_bytes() == b""  # granted for writing alone it was
+    path.write_bytes(b"abc")
+    table.grant(path)
+    with pytest.raises(RequestError):
+        table.grant(path, "w")
+    assert path.read_bytes() == b"abc"
+    table.close()
+
+
+def test_a_file_that_cannot_be_emptied_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    table = FileTable()
+    monkeypatch.setattr(os, "ftruncate", fails)
+    with pytest.raises(ModelFileError, match="No space left on device"):
+        table.grant(tmp_path / "a.bin", "w")
+    assert table.granted() == []
 
 
 def test_file_granted_for_writing_is_written(engine: Engine, tmp_path: Path) -> None:

@@ -6,26 +6,21 @@
 //
 // A host call costs some microseconds and BLAS is slow on few columns: which products are worth it stands in TYPES.
 #include "blas.h"
-#include "../sysroot/pw.h"
 
 #include "ggml-cpu.h"
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
-// C[j * ldc + i] = sum over l < k of A[i * lda + l] * B[j * ldb + l], all in f32, for i < m and j < n. The host refuses, by a
-// trap, what is out of bounds and more than MAX_PRODUCTS multiplications.
-PW_IMPORT(sgemm) void pw_host_sgemm(uint32_t m, uint32_t n, uint32_t k, const float * a, uint32_t lda, const float * b, uint32_t ldb,
-                                    float * c, uint32_t ldc);
-
-#define MAX_PRODUCTS (1 << 29)       // the host's limit, so that a call takes some ten milliseconds
 #define MAX_COLS 512                 // of activations in one call
 #define MAX_ROWS 512                 // of weights in one call
 #define ROW_GROUP 16                 // rows that stay together, and the fewest worth a call
 #define MIN_DEPTH 64                 // of a product
-#define MAX_WEIGHTS_BYTES (4 << 20)  // expanded, of each thread
+#define MAX_WEIGHTS_BYTES (PW_MAX_BUFFER * (int64_t) sizeof(float))  // expanded, of each thread
 #define MAX_COLS_BYTES (8 << 20)     // expanded, of each thread
 #define ALIGNMENT 64
+#define STRIP_ROWS 8                 // of repacked weights
 
 typedef struct {
     int type;
@@ -33,7 +28,7 @@ typedef struct {
 } blas_type;
 
 static const blas_type TYPES[] = {
-    {GGML_TYPE_F32, 12},    {GGML_TYPE_F16, 6},    {GGML_TYPE_BF16, 6},   {GGML_TYPE_Q8_0, 48},  {GGML_TYPE_Q6_K, 48},
+    {GGML_TYPE_F32, 12},    {GGML_TYPE_F16, 24},   {GGML_TYPE_BF16, 24},   {GGML_TYPE_Q8_0, 48},  {GGML_TYPE_Q6_K, 48},
     {GGML_TYPE_Q4_0, 512}, {GGML_TYPE_Q4_1, 512}, {GGML_TYPE_Q5_0, 96},  {GGML_TYPE_Q5_1, 96},  {GGML_TYPE_IQ4_NL, 48},
     {GGML_TYPE_Q4_K, 512}, {GGML_TYPE_Q5_K, 96},  {GGML_TYPE_MXFP4, 96}, {GGML_TYPE_Q3_K, 48}, {GGML_TYPE_IQ4_XS, 48},
 };
@@ -43,6 +38,10 @@ static int is_blas_on;
 
 PW_EXPORTED(pw_set_blas) void pw_set_blas(int is_on) {
     is_blas_on = is_on;
+}
+
+bool pw_blas_is_on(void) {
+    return is_blas_on;
 }
 
 static int min_cols_of(int type) {
@@ -89,6 +88,10 @@ static float * room(buffer * b, int64_t n) {
     return b->data;
 }
 
+float * pw_blas_buffer(int64_t n) {
+    return room(&weights_buffer, n);
+}
+
 // --- products --------------------------------------------------------------------------------------------------------------
 
 // Rows of blocks, which may be of single numbers.
@@ -97,6 +100,7 @@ typedef struct {
     size_t          stride, block_bytes;
     int64_t         block_size;
     expand_function expand;  // null: they are f32 and read in place
+    const struct strip_format * strips;  // or null: weights lie in rows
 } matrix;
 
 typedef struct {
@@ -113,7 +117,7 @@ static int64_t smaller(int64_t a, int64_t b) {
 static matrix matrix_of(const void * data, int64_t stride, enum ggml_type type) {
     const size_t block_bytes = ggml_type_size(type);
     return (matrix) {data, (size_t) stride * block_bytes, block_bytes, ggml_blck_size(type),
-                     type == GGML_TYPE_F32 ? NULL : pw_expand_function(type)};
+                     type == GGML_TYPE_F32 ? NULL : pw_expand_function(type), NULL};
 }
 
 // n rows from `first` on as f32, in the buffer or in place; *stride is in numbers. A function of its own: its entry and those
@@ -125,7 +129,10 @@ static const float * expand_rows(const matrix * x, int64_t first, int64_t n, int
         return (const float *) row;
     }
     *stride = k;
-    for (int64_t i = 0; i < n; i++, row += x->stride) {
+    for (int64_t i = 0; x->strips && i < n; i += STRIP_ROWS, row += STRIP_ROWS * x->stride) {
+        pw_expand_strip(x->strips, row, k / x->block_size, into->data + i * k, k);
+    }
+    for (int64_t i = 0; !x->strips && i < n; i++, row += x->stride) {
         x->expand(row, into->data + i * k, k);
     }
     return into->data;
@@ -149,6 +156,13 @@ static void multiply(const product * p, int64_t first, int64_t last) {
 #define MAX_BLOCK 256
 
 static const float * expand_block(const matrix * x, int64_t row, int64_t l, int64_t n, float * into) {
+    if (x->strips) {
+        float rows[STRIP_ROWS][MAX_BLOCK];
+        const uint8_t * strip = x->data + (size_t) (row - row % STRIP_ROWS) * x->stride;
+        pw_expand_strip(x->strips, strip + (size_t) (l / x->block_size) * x->block_bytes, n / x->block_size, rows[0], MAX_BLOCK);
+        memcpy(into, rows[row % STRIP_ROWS], (size_t) n * sizeof(float));
+        return into;
+    }
     const uint8_t * blocks = x->data + (size_t) row * x->stride + (size_t) (l / x->block_size) * x->block_bytes;
     if (!x->expand) {
         return (const float *) blocks;
@@ -185,7 +199,7 @@ static bool plan(product * p) {
     if (p->cols_per_call < smaller(p->n, ROW_GROUP)) {
         return false;
     }
-    p->rows_per_call = smaller(MAX_ROWS, MAX_PRODUCTS / (p->cols_per_call * p->k));
+    p->rows_per_call = smaller(MAX_ROWS, PW_MAX_PRODUCTS / (p->cols_per_call * p->k));
     if (p->a.expand) {
         p->rows_per_call = smaller(p->rows_per_call, MAX_WEIGHTS_BYTES / row_bytes);
     }
@@ -198,29 +212,46 @@ static bool is_readable_in_place(const matrix * x, int64_t k) {
     return x->expand || ((uintptr_t) x->data % sizeof(float) == 0 && x->stride >= (size_t) k * sizeof(float));
 }
 
-bool pw_blas_multiply(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A, int64_t lda,
-                      const void * B, int64_t ldb, void * C, int64_t ldc, int a_type, int b_type, int c_type) {
-    const enum ggml_type a = (enum ggml_type) a_type, b = (enum ggml_type) b_type;
-    if (!is_blas_on || n < min_cols_of(a_type) || m < ROW_GROUP * params->nth || c_type != GGML_TYPE_F32 ||
-        b != ggml_get_type_traits_cpu(a)->vec_dot_type) {
-        return false;
-    }
-    product p = {.n = n, .k = k * ggml_blck_size(a), .a = matrix_of(A, lda, a), .b = matrix_of(B, ldb, b), .c = C, .ldc = ldc};
-    if ((a != GGML_TYPE_F32 && !p.a.expand) || (b != GGML_TYPE_F32 && !p.b.expand) || p.k < MIN_DEPTH || !plan(&p)) {
-        return false;
-    }
-    if (!is_readable_in_place(&p.a, p.k) || !is_readable_in_place(&p.b, p.k) || ldc < m) {
+// Every thread's part of a product that is one for BLAS.
+static bool run(const struct ggml_compute_params * params, int64_t m, product * p, int min_cols) {
+    if (!is_blas_on || p->n < min_cols || m < ROW_GROUP * params->nth || p->k < MIN_DEPTH || !plan(p)) {
         return false;
     }
     // whole groups of rows, which BLAS's own tiles are made of
     const int64_t n_groups = (m + ROW_GROUP - 1) / ROW_GROUP;
     const int64_t first = ROW_GROUP * (n_groups * params->ith / params->nth);
     const int64_t last = smaller(m, ROW_GROUP * (n_groups * (params->ith + 1) / params->nth));
-    if ((p.a.expand && !room(&weights_buffer, smaller(p.rows_per_call, last - first) * p.k)) ||
-        (p.b.expand && !room(&cols_buffer, p.cols_per_call * p.k))) {
-        multiply_without_buffers(&p, first, last);
+    if ((p->a.expand && !room(&weights_buffer, smaller(p->rows_per_call, last - first) * p->k)) ||
+        (p->b.expand && !room(&cols_buffer, p->cols_per_call * p->k))) {
+        multiply_without_buffers(p, first, last);
     } else {
-        multiply(&p, first, last);
+        multiply(p, first, last);
     }
     return true;
+}
+
+bool pw_blas_multiply(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A, int64_t lda,
+                      const void * B, int64_t ldb, void * C, int64_t ldc, int a_type, int b_type, int c_type) {
+    const enum ggml_type a = (enum ggml_type) a_type, b = (enum ggml_type) b_type;
+    if (!is_blas_on || n < min_cols_of(a_type) || c_type != GGML_TYPE_F32 || b != ggml_get_type_traits_cpu(a)->vec_dot_type) {
+        return false;
+    }
+    product p = {.n = n, .k = k * ggml_blck_size(a), .a = matrix_of(A, lda, a), .b = matrix_of(B, ldb, b), .c = C, .ldc = ldc};
+    if ((a != GGML_TYPE_F32 && !p.a.expand) || (b != GGML_TYPE_F32 && !p.b.expand)) {
+        return false;
+    }
+    if (!is_readable_in_place(&p.a, p.k) || !is_readable_in_place(&p.b, p.k) || ldc < m) {
+        return false;
+    }
+    return run(params, m, &p, min_cols_of(a_type));
+}
+
+bool pw_blas_multiply_strips(const struct ggml_compute_params * params, const struct strip_format * format, int64_t m, int64_t n,
+                             int64_t k, const uint8_t * a, size_t a_stride, const uint8_t * b, float * c, int64_t ldc) {
+    enum ggml_type type, y_type;
+    pw_strip_types(format, &type, &y_type);
+    product p = {.n = n, .k = k, .b = matrix_of(b, k / ggml_blck_size(y_type), y_type), .c = c, .ldc = ldc};
+    p.a = (matrix) {a, a_stride, STRIP_ROWS * a_stride / (size_t) (k / ggml_blck_size(type)), ggml_blck_size(type),
+                    pw_expand_function(type), format};
+    return run(params, m, &p, min_cols_of(type));
 }

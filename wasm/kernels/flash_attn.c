@@ -7,7 +7,7 @@
 // A row is one query: row i of a KV head is token i / n_group, head i % n_group of its group. The keys are taken in parts of
 // PART_KV, whose results (largest score, sum, output) are put together in order, so that a row comes out the same whatever
 // the number of threads. With few rows the threads share the parts, else the rows. Few rows over a cache in half precision go
-// another way: flash_halves.c.
+// another way (flash_halves.c), and so do many rows where the host has a BLAS (flash_blas.c).
 #include "flash_attn.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -40,6 +40,10 @@ static size_t scratch_floats(const problem * p) {
     return (size_t) (TILE_ROWS * p->dk + TILE_KV * (p->dk + p->dv) + TILE_ROWS * (TILE_KV + p->dv + 2)) + TILE_ROWS * result_floats(p);
 }
 
+static size_t own_floats(const problem * p) {
+    return (scratch_floats(p) + 15) / 16 * 16;
+}
+
 static scratch scratch_at(const problem * p, float * at) {
     scratch s;
     s.q       = at;
@@ -53,30 +57,7 @@ static scratch scratch_at(const problem * p, float * at) {
     return s;
 }
 
-// exp(x) for x <= 0, to about one part in ten million: 2^n times a polynomial of what is left; 0 below -87.
-static inline v128_t exp_of_negative(v128_t x) {
-    const v128_t n = wasm_f32x4_nearest(wasm_f32x4_mul(x, wasm_f32x4_splat(1.44269504f)));
-    v128_t       r = wasm_f32x4_relaxed_nmadd(n, wasm_f32x4_splat(0.693145752f), x);
-    r              = wasm_f32x4_relaxed_nmadd(n, wasm_f32x4_splat(1.42860677e-6f), r);
-    v128_t y       = wasm_f32x4_splat(1.0f / 720.0f);
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 120.0f));
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 24.0f));
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f / 6.0f));
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(0.5f));
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f));
-    y              = wasm_f32x4_relaxed_madd(y, r, wasm_f32x4_splat(1.0f));
-    // n >= -126: the exponent can be added to
-    const v128_t power = wasm_i32x4_shl(wasm_i32x4_relaxed_trunc_f32x4(n), 23);
-    return wasm_v128_and(wasm_i32x4_add(y, power), wasm_f32x4_gt(x, wasm_f32x4_splat(-87.0f)));
-}
-
-static inline float sum_lanes(v128_t v) {
-    v = wasm_f32x4_add(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
-    return wasm_f32x4_extract_lane(v, 0) + wasm_f32x4_extract_lane(v, 1);
-}
-
-// n rows of a cache, starting at `first`, as f32.
-static void expand_rows(const struct ggml_tensor * t, int64_t head, int64_t batch, int64_t first, int64_t n, float * out) {
+void pw_flash_expand(const struct ggml_tensor * t, int64_t head, int64_t batch, int64_t first, int64_t n, float * out) {
     const char *    base  = (const char *) t->data + head * t->nb[2] + batch * t->nb[3];
     const int64_t   width = t->ne[0];
     ggml_to_float_t to_float = ggml_get_type_traits(t->type)->to_float;
@@ -99,24 +80,6 @@ static void expand_rows(const struct ggml_tensor * t, int64_t head, int64_t batc
             to_float(row, out, width);
         }
     }
-}
-
-static float slope_of(const problem * p, int64_t head) {
-    if (p->max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    const int   n  = 1 << (int) floorf(log2f((float) p->n_head));
-    const float m0 = powf(2.0f, -p->max_bias / n), m1 = powf(2.0f, -p->max_bias / 2.0f / n);
-    return head < n ? powf(m0, (float) head + 1) : powf(m1, (float) (2 * (head - n) + 1));
-}
-
-static const ggml_fp16_t * mask_row(const problem * p, int64_t token, int64_t head, int64_t batch) {
-    const struct ggml_tensor * m = p->mask;
-    return (const ggml_fp16_t *) ((const char *) m->data + token * m->nb[1] + head % m->ne[2] * m->nb[2] + batch % m->ne[3] * m->nb[3]);
-}
-
-static inline bool is_masked(ggml_fp16_t value) {
-    return value == 0xfc00;
 }
 
 // Two rows at a time, or one row as both: both then compute and store the same.
@@ -175,53 +138,6 @@ static void add_values(const float * p0, const float * p1, const float * v, int6
     }
 }
 
-// scores += slope * mask, of which -inf stays what it is.
-static void add_mask(float * scores, const ggml_fp16_t * mask, float slope, int64_t n) {
-    const v128_t infinity = wasm_f32x4_splat(-INFINITY), factor = wasm_f32x4_splat(slope);
-    int64_t      c = 0;
-    for (; c + 4 <= n; c += 4) {
-        const v128_t halves = wasm_i16x8_shuffle(wasm_i32x4_splat(0), wasm_v128_load64_zero(mask + c), 0, 8, 1, 9, 2, 10, 3, 11);
-        const v128_t value  = wasm_f32x4_relaxed_madd(factor, f16_high_to_f32(halves), wasm_v128_load(scores + c));
-        wasm_v128_store(scores + c, wasm_v128_bitselect(infinity, value, wasm_i32x4_eq(halves, wasm_i32x4_splat((int32_t) 0xfc000000))));
-    }
-    for (; c < n; c++) {
-        scores[c] += slope * GGML_CPU_FP16_TO_FP32(mask[c]);
-    }
-}
-
-float pw_flash_mask(const problem * p, float * scores, int64_t head_kv, int64_t row, int64_t batch, int64_t first, int64_t n) {
-    v128_t best = wasm_f32x4_splat(-INFINITY);
-    for (int64_t c = 0; p->softcap != 0.0f && c < n; c++) {
-        scores[c] = p->softcap * tanhf(scores[c]);
-    }
-    if (p->mask) {
-        const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
-        add_mask(scores, mask_row(p, token, head, batch) + first, slope_of(p, head), n);
-    }
-    for (int64_t c = n; c < (n + 3) / 4 * 4; c++) {
-        scores[c] = -INFINITY;
-    }
-    for (int64_t c = 0; c < n; c += 4) {
-        best = wasm_f32x4_pmax(best, wasm_v128_load(scores + c));
-    }
-    best = wasm_f32x4_pmax(best, wasm_i32x4_shuffle(best, best, 2, 3, 0, 1));
-    return fmaxf(wasm_f32x4_extract_lane(best, 0), wasm_f32x4_extract_lane(best, 1));
-}
-
-float pw_flash_weigh(float * scores, float largest, int64_t n) {
-    v128_t sum = wasm_f32x4_splat(0.0f);
-    if (largest == -INFINITY) {  // nothing visible here
-        memset(scores, 0, (size_t) (n + 3) / 4 * 4 * sizeof(float));
-        return 0.0f;
-    }
-    for (int64_t c = 0; c < n; c += 4) {
-        const v128_t weight = exp_of_negative(wasm_f32x4_sub(wasm_v128_load(scores + c), wasm_f32x4_splat(largest)));
-        wasm_v128_store(scores + c, weight);
-        sum = wasm_f32x4_add(sum, weight);
-    }
-    return sum_lanes(sum);
-}
-
 // Scores to weights; the output so far is brought to the new largest score.
 static void soften_row(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t row, int64_t first, int64_t n) {
     float *     scores  = s->scores + row * TILE_KV;
@@ -238,50 +154,6 @@ static void soften_row(const problem * p, scratch * s, int64_t head_kv, int64_t 
     s->sum[row] += pw_flash_weigh(scores, largest, n);
 }
 
-bool pw_flash_is_visible(const problem * p, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
-    if (!p->mask) {
-        return true;
-    }
-    const int64_t n_planes = p->mask->ne[2] < p->n_group ? p->mask->ne[2] : p->n_group;
-    for (int64_t token = row0 / p->n_group; token <= (row0 + n_rows - 1) / p->n_group; token++) {
-        for (int64_t plane = 0; plane < n_planes; plane++) {
-            const ggml_fp16_t * mask = mask_row(p, token, head_kv * p->n_group + plane, batch) + first;
-            for (int64_t c = 0; c < n; c++) {
-                if (!is_masked(mask[c])) {
-                    return true;
-                }
-            }
-        }
-    }
-    return false;
-}
-
-// Round a query as upstream does for its products with keys of this type, so that scores are native's: to half precision, or to
-// 8 bits a block. Its kernel for long prompts over a cache in half precision keeps f32.
-static void round_query(const problem * p, float * q, void * buffer) {
-    const bool is_long = p->n_tokens >= GGML_FA_TILE_Q && p->k->type == GGML_TYPE_F16 && p->v->type == GGML_TYPE_F16;
-    if (p->k->type == GGML_TYPE_F32 || is_long) {
-        return;
-    }
-    // q8_1, which some types ask for, has the values of q8_0 and no reader
-    const bool           is_half = p->k->type == GGML_TYPE_F16 || p->k->type == GGML_TYPE_BF16;
-    const enum ggml_type type    = is_half ? p->k->type : GGML_TYPE_Q8_0;
-    if (p->dk % ggml_blck_size(type) == 0) {
-        ggml_get_type_traits_cpu(type)->from_float(q, buffer, p->dk);
-        ggml_get_type_traits(type)->to_float(buffer, q, p->dk);
-    }
-}
-
-void pw_flash_load_query(const problem * p, int64_t head_kv, int64_t row, int64_t batch, float * q, void * buffer) {
-    const v128_t  scale = wasm_f32x4_splat(p->softcap != 0.0f ? p->scale / p->softcap : p->scale);
-    const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
-    memcpy(q, (const char *) p->q->data + token * p->q->nb[1] + head * p->q->nb[2] + batch * p->q->nb[3], (size_t) p->dk * sizeof(float));
-    round_query(p, q, buffer);
-    for (int64_t d = 0; d < p->dk; d += 4) {
-        wasm_v128_store(q + d, wasm_f32x4_mul(wasm_v128_load(q + d), scale));
-    }
-}
-
 static void load_queries(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows) {
     for (int64_t row = 0; row < n_rows; row++) {
         pw_flash_load_query(p, head_kv, row0 + row, batch, s->q + row * p->dk, s->k);  // keys come later
@@ -291,8 +163,8 @@ static void load_queries(const problem * p, scratch * s, int64_t head_kv, int64_
 // One tile of the cache for all rows.
 static void attend_tile(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t first, int64_t n) {
     const int64_t padded = (n + 3) / 4 * 4;
-    expand_rows(p->k, head_kv, batch, first, n, s->k);
-    expand_rows(p->v, head_kv, batch, first, n, s->v);
+    pw_flash_expand(p->k, head_kv, batch, first, n, s->k);
+    pw_flash_expand(p->v, head_kv, batch, first, n, s->v);
     memset(s->k + n * p->dk, 0, (size_t) ((padded - n) * p->dk) * sizeof(float));
     for (int64_t row = 0; row < n_rows; row += 2) {
         const int64_t other = row + 1 < n_rows ? row + 1 : row;
@@ -321,70 +193,41 @@ static void attend_part(const problem * p, scratch * s, int64_t head_kv, int64_t
     }
 }
 
-void pw_flash_merge(const problem * p, float * total, const float * part) {
-    if (part[1] == 0.0f) {
-        return;
-    }
-    const float  largest = fmaxf(total[0], part[0]), old = total[1] == 0.0f ? 0.0f : expf(total[0] - largest), new = expf(part[0] - largest);
-    const v128_t a = wasm_f32x4_splat(old), b = wasm_f32x4_splat(new);
-    total[0] = largest;
-    total[1] = total[1] * old + part[1] * new;
-    for (int64_t d = 2; d < 2 + p->dv; d += 4) {
-        wasm_v128_store(total + d, wasm_f32x4_add(wasm_f32x4_mul(wasm_v128_load(total + d), a), wasm_f32x4_mul(wasm_v128_load(part + d), b)));
-    }
-}
-
-void pw_flash_clear(const problem * p, float * result) {
-    memset(result, 0, result_floats(p) * sizeof(float));
-    result[0] = -INFINITY;
-}
-
 static void take_result(const problem * p, const scratch * s, int64_t row, float * result) {
     result[0] = s->largest[row];
     result[1] = s->sum[row];
     memcpy(result + 2, s->out + row * p->dv, (size_t) p->dv * sizeof(float));
 }
 
-// The result of a row: attention sinks take their share of the sum, then the output is divided by it.
-void pw_flash_finish(const problem * p, int64_t head_kv, int64_t row, int64_t batch, const float * result) {
-    const int64_t token = row / p->n_group, head = head_kv * p->n_group + row % p->n_group;
-    float         grow = 1.0f, sum = result[1];
-    if (p->sinks) {
-        const float sink = ((const float *) p->sinks->data)[head];
-        if (sink > result[0]) {
-            grow = expf(result[0] - sink);
-            sum  = sum * grow + 1.0f;
-        } else {
-            sum += expf(sink - result[0]);
+// Tiles of rows of one KV head, each with all parts of the keys.
+static void attend_rows(const problem * p, scratch * s, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows, int64_t used) {
+    load_queries(p, s, head_kv, batch, row0, n_rows);
+    for (int64_t i = 0; i < n_rows; i++) {
+        pw_flash_clear(p, s->total + (size_t) i * result_floats(p));
+    }
+    for (int64_t part = 0; part < n_parts(used); part++) {
+        attend_part(p, s, head_kv, batch, row0, n_rows, part, used);
+        for (int64_t i = 0; i < n_rows; i++) {
+            float * const result = s->scores;  // their place is free again
+            take_result(p, s, i, result);
+            pw_flash_merge(p, s->total + (size_t) i * result_floats(p), result);
         }
     }
-    const v128_t factor = wasm_f32x4_splat(sum == 0.0f ? 0.0f : grow / sum);
-    float *      to     = (float *) ((char *) p->dst->data + (batch * p->n_tokens * p->n_head + token * p->n_head + head) * p->dst->nb[1]);
-    for (int64_t d = 0; d < p->dv; d += 4) {
-        wasm_v128_store(to + d, wasm_f32x4_mul(wasm_v128_load(result + 2 + d), factor));
+    for (int64_t i = 0; i < n_rows; i++) {
+        pw_flash_finish(p, head_kv, row0 + i, batch, s->total + (size_t) i * result_floats(p));
     }
 }
 
-int64_t pw_flash_used(const problem * p, int64_t batch) {
-    if (!p->mask) {
-        return p->n_kv;
+// The same for any number of rows, in this thread's part of the work buffer.
+void pw_flash_attend_rows(const problem * p, int64_t head_kv, int64_t batch, int64_t row0, int64_t n_rows) {
+    scratch       s    = scratch_at(p, (float *) p->params->wdata + own_floats(p) * (size_t) p->params->ith);
+    const int64_t used = pw_flash_used(p, batch);
+    for (int64_t row = row0; row < row0 + n_rows; row += TILE_ROWS) {
+        attend_rows(p, &s, head_kv, batch, row, row0 + n_rows - row < TILE_ROWS ? row0 + n_rows - row : TILE_ROWS, used);
     }
-    int64_t used = 0;
-    for (int64_t plane = 0; plane < p->mask->ne[2]; plane++) {
-        for (int64_t token = 0; token < p->n_tokens; token++) {
-            const ggml_fp16_t * mask = mask_row(p, token, plane, batch);
-            int64_t             n    = p->n_kv;
-            pw_safepoint();
-            while (n > used && is_masked(mask[n - 1])) {
-                n--;
-            }
-            used = n > used ? n : used;
-        }
-    }
-    return used;
 }
 
-// Tiles of rows, each with all parts of the keys, taken by the threads in turn.
+// Tiles of rows, taken by the threads in turn.
 static void attend_by_rows(const problem * p, scratch * s) {
     const struct ggml_compute_params * params = p->params;
     const int64_t n_tiles = (p->n_rows + TILE_ROWS - 1) / TILE_ROWS, n_units = n_tiles * p->n_head_kv * p->n_batch;
@@ -400,21 +243,7 @@ static void attend_by_rows(const problem * p, scratch * s) {
             used  = pw_flash_used(p, batch);
             known = batch;
         }
-        load_queries(p, s, head_kv, batch, row0, n_rows);
-        for (int64_t i = 0; i < n_rows; i++) {
-            pw_flash_clear(p, s->total + (size_t) i * result_floats(p));
-        }
-        for (int64_t part = 0; part < n_parts(used); part++) {
-            attend_part(p, s, head_kv, batch, row0, n_rows, part, used);
-            for (int64_t i = 0; i < n_rows; i++) {
-                float * const result = s->scores;  // their place is free again
-                take_result(p, s, i, result);
-                pw_flash_merge(p, s->total + (size_t) i * result_floats(p), result);
-            }
-        }
-        for (int64_t i = 0; i < n_rows; i++) {
-            pw_flash_finish(p, head_kv, row0 + i, batch, s->total + (size_t) i * result_floats(p));
-        }
+        attend_rows(p, s, head_kv, batch, row0, n_rows, used);
     }
 }
 
@@ -474,15 +303,18 @@ static bool is_ours(const problem * p) {
 
 void ggml_compute_forward_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     const problem p        = read_problem(params, dst);
-    const size_t  own      = (scratch_floats(&p) + 15) / 16 * 16;
+    const size_t  own      = own_floats(&p);
     const size_t  all      = own * (size_t) params->nth;
     const size_t  results  = (size_t) (p.n_head * p.n_tokens * n_parts(p.n_kv)) * result_floats(&p);
     const size_t  room     = params->wsize / sizeof(float);
     if (!is_ours(&p) || all > room) {
-        upstream_flash_attn_ext(params, dst);
+        // Its reference way: the others cut the keys of a row into as many parts as there are threads.
+        struct ggml_compute_params plain = *params;
+        plain.use_ref                    = true;
+        upstream_flash_attn_ext(&plain, dst);
         return;
     }
-    if (pw_flash_halves(&p)) {
+    if (pw_flash_halves(&p) || pw_flash_blas(&p)) {
         return;
     }
     float * const work = (float *) params->wdata;

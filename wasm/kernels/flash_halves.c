@@ -6,6 +6,7 @@
 // The bits of a half, moved into a float, stand for the value times 2^-112 (f16.h). What they are multiplied with is scaled
 // back instead of each of them: queries by 2^100 (and scores by 2^12), weights, which are at most 1, by 2^112. Infinities and
 // NaN count as numbers of 65536 and more, as everywhere here.
+#include "common.h"
 #include "flash_attn.h"
 
 #include <string.h>
@@ -370,11 +371,17 @@ static bool is_shared_by_batch(const problem * p) {
     return p->n_batch >= 4 * nth || (p->n_batch >= nth && p->n_batch % nth == 0);
 }
 
+// What ggml_graph_plan lays aside for each thread at least. There may be more, by the other operations of the graph and by the
+// number of threads, but what is chosen must not depend on that: results would.
+static size_t certain_room(const problem * p) {
+    return (size_t) ((GGML_FA_TILE_Q + GGML_FA_TILE_KV) * (p->dk + p->dv) + 2 * GGML_FA_TILE_Q * GGML_FA_TILE_KV);
+}
+
 bool pw_flash_halves(const problem * p) {
     const size_t own = scratch_floats(p), all = own * (size_t) p->params->nth, room = p->params->wsize / sizeof(float);
     const size_t one = (size_t) (p->n_head * p->n_tokens) * result_floats(p);  // results of a part
     const bool   is_half = p->k->type == GGML_TYPE_F16 && p->v->type == GGML_TYPE_F16;
-    if (!is_half || p->dk % 16 != 0 || p->dv % 8 != 0 || p->n_rows > MAX_PER_HEAD || all + 2 * one > room) {
+    if (!is_half || p->dk % 16 != 0 || p->dv % 8 != 0 || p->n_rows > MAX_PER_HEAD || own + 2 * one > certain_room(p)) {
         return false;
     }
     float * const work    = (float *) p->params->wdata;

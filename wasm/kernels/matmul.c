@@ -9,6 +9,7 @@
 #include "tiles.h"
 
 #define MIN_TILE_COLS 4
+#define MIN_FLOAT_TILE_COLS 4
 
 typedef struct {
     int                 weights, activations;
@@ -104,6 +105,9 @@ bool pw_multiply(const struct ggml_compute_params * params, const product * p) {
     }
     if (found->tiles && p->n >= MIN_TILE_COLS) {
         pw_multiply_tiles(found->tiles, params, p);
+        return true;
+    }
+    if (p->n >= MIN_FLOAT_TILE_COLS && pw_multiply_float_tiles(params, p)) {
         return true;
     }
     row_shares shares = pw_row_shares(params, p, true);

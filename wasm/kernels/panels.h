@@ -63,4 +63,4 @@ ALWAYS_INLINE void lanes_to_f32(const v128_t rows[N_ROWS], v128_t out[8]) {
             }                                                                                                              \
         }                                                                                                                  \
     }                                                                                                                      \
-    const tile_format format = {pack##_blocks, &tile_set, bias_of_codes};
+    const tile_format format = {pack##_blocks, &tile_set, bias_of_codes, false};

@@ -1,59 +1,24 @@
 // Rows of f16, bf16 and f32 against activations of the same type, and ggml's dot products of f16 and bf16, for one or four rows
 // (see rows.h). n is the number of values, any.
-//
-// Halves are not put in order: of each 32 bits the upper half is one value and the lower half another, in both operands alike.
-#include "rows.h"
+#include "floats.h"
 
 #include "ggml.h"
 
-#include <string.h>
-
-// f16: the bits of a weight moved into those of a float are 2^-112 times its value, those of an activation are mended and made
-// FAR times theirs, by one multiplication. Products below 2^-29 are then subnormal and rounded to multiples of 2^-52: at most a
-// sixteenth of what rounding the activation to a half may have lost. No sum comes near the end of what a float holds.
+// f16: weights are 2^-112 times their value, those of an activation are mended and made FAR times theirs, by one
+// multiplication. Products below 2^-29 are then subnormal and rounded to multiples of 2^-52: at most a sixteenth of what
+// rounding the activation to a half may have lost. No sum comes near the end of what a float holds.
 #define FAR 0x1p15f
 
-typedef enum { F16, BF16, F32 } float_kind;
-
-#define SIGN_AND_REST ((int32_t) 0x8fffe000)
-#define UPPER_HALF ((int32_t) 0xffff0000)
-
-// Sixteen bytes of a row as floats: upper halves and lower halves, or for f32 all in `upper`.
-typedef struct {
-    v128_t upper, lower;
-} floats;
-
-ALWAYS_INLINE floats read_weights(v128_t bytes, float_kind kind) {
-    // times 2^13, with the sign extended: one instruction where two shifts would be two
-    const v128_t times = wasm_i16x8_make(1 << 13, 0, 1 << 13, 0, 1 << 13, 0, 1 << 13, 0);
-    const v128_t mask  = wasm_i32x4_splat(SIGN_AND_REST);
-    switch (kind) {
-        case F16:  return (floats) {wasm_i32x4_shr(bytes, 3) & mask, wasm_i32x4_dot_i16x8(bytes, times) & mask};
-        case BF16: return (floats) {bytes & wasm_i32x4_splat(UPPER_HALF), wasm_i32x4_shl(bytes, 16)};
-        default:   return (floats) {bytes, bytes};
-    }
-}
-
 ALWAYS_INLINE floats read_activations(v128_t bytes, float_kind kind) {
-    const floats y = read_weights(bytes, kind);
+    const floats y = read_floats(bytes, kind);
     const v128_t f = wasm_f32x4_splat(0x1p112f * FAR);
     return kind == F16 ? (floats) {wasm_f32x4_mul(y.upper, f), wasm_f32x4_mul(y.lower, f)} : y;
 }
 
 ALWAYS_INLINE v128_t add_products(v128_t sum, v128_t weights, floats y, float_kind kind) {
-    const floats w = read_weights(weights, kind);
+    const floats w = read_floats(weights, kind);
     sum            = wasm_f32x4_relaxed_madd(w.upper, y.upper, sum);
     return kind == F32 ? sum : wasm_f32x4_relaxed_madd(w.lower, y.lower, sum);
-}
-
-// Up to sixteen bytes at p, and zeros.
-ALWAYS_INLINE v128_t load_up_to(const uint8_t * p, size_t n_bytes) {
-    uint8_t bytes[16] = {0};
-    if (n_bytes >= sizeof(bytes)) {
-        return wasm_v128_load(p);
-    }
-    memcpy(bytes, p, n_bytes);
-    return wasm_v128_load(bytes);
 }
 
 #define N_SUMS 4
@@ -71,13 +36,6 @@ __attribute__((noinline)) static void add_rest(size_t n_bytes, const uint8_t * c
 
 #define PARTS 4  // of sixteen bytes of each row, at a time
 #define STEP ((size_t) 16 * PARTS)
-
-// The sums of four vectors of floats, one in each lane.
-ALWAYS_INLINE v128_t sum_of_each(const v128_t v[4]) {
-    const v128_t low  = wasm_f32x4_add(wasm_i32x4_shuffle(v[0], v[1], 0, 4, 1, 5), wasm_i32x4_shuffle(v[0], v[1], 2, 6, 3, 7));
-    const v128_t high = wasm_f32x4_add(wasm_i32x4_shuffle(v[2], v[3], 0, 4, 1, 5), wasm_i32x4_shuffle(v[2], v[3], 2, 6, 3, 7));
-    return wasm_f32x4_add(wasm_i64x2_shuffle(low, high, 0, 2), wasm_i64x2_shuffle(low, high, 1, 3));
-}
 
 // Four rows with a sum each, or one row with a sum for each part.
 ALWAYS_INLINE void rows_of_floats(int64_t n, const uint8_t * const * start, const uint8_t * y, float * out,

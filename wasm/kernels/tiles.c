@@ -260,8 +260,9 @@ static void multiply_rows(const tile_format * format, const product * p, const p
     v128_t          acc[MAX_COLS + N_COLS][N_GROUPS];
     weight_panel    w[CHUNK];
     const uint8_t * x[PANEL_ROWS];
-    for (int64_t r = 0; r < PANEL_ROWS; r++) {  // rows there are not repeat the last
-        x[r] = p->a + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * p->a_stride + (size_t) s->block * s->block_bytes;
+    const size_t    skipped = (size_t) s->block * s->block_bytes;
+    for (int64_t r = 0; r < PANEL_ROWS; r++) {  // rows there are not repeat the last; a strip has no rows
+        x[r] = p->a + (size_t) (row + (r < n_rows ? r : n_rows - 1)) * p->a_stride + (format->is_strips ? PANEL_ROWS : 1) * skipped;
     }
     for (int64_t j = 0; j < s->n_cols + N_COLS - 1; j++) {
         acc[j][0] = acc[j][1] = wasm_f32x4_splat(0.0f);
@@ -296,7 +297,8 @@ static void multiply_share(const tile_format * format, const product * p, const 
 void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p) {
     const int64_t n_fitting = ALL_PANELS / (int64_t) activation_panel_size(format->tiles->has_words);
     _Alignas(16) char panels[ALL_PANELS];
-    part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS, .block_bytes = ggml_type_size(p->a_type)};
+    part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS,
+              .block_bytes = format->is_strips ? p->a_stride / (size_t) p->k : ggml_type_size(p->a_type)};
     for (s.col = 0; s.col < p->n; s.col += MAX_COLS) {
         s.n_cols                 = p->n - s.col < MAX_COLS ? p->n - s.col : MAX_COLS;
         const int64_t max_blocks = n_fitting / ((s.n_cols + N_COLS - 1) / N_COLS) / s.per_block;

@@ -49,7 +49,8 @@ typedef struct {
 typedef struct {
     pack_function    pack;
     const tile_set * tiles;
-    int              bias;  // codes are that much too large
+    int              bias;       // codes are that much too large
+    bool             is_strips;  // weights are repacked (strips.h): `pack` takes one pointer, to a strip
 } tile_format;
 
 extern const tile_set pw_tiles_nibbles;       // codes up to 15
@@ -86,3 +87,6 @@ bool pw_next_share(row_shares * shares, int64_t * first, int64_t * last);
 
 bool pw_multiply(const struct ggml_compute_params * params, const product * p);
 void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p);
+
+// The same for f16, bf16 and f32. False, which every thread answers alike: not such weights, or rows too long for it.
+bool pw_multiply_float_tiles(const struct ggml_compute_params * params, const product * p);

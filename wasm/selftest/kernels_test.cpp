@@ -4,7 +4,11 @@
 #include "ggml.h"
 #include "llamafile/sgemm.h"
 #include "../kernels/blas.h"
+#include "attention_test.h"
+#include "float_tiles_test.h"
 #include "products_test.h"
+#include "small_ops_test.h"
+#include "strips_test.h"
 
 #include <cmath>
 #include <cstdint>
@@ -252,159 +256,6 @@ static bool check_expansion(ggml_type type) {
     return true;
 }
 
-struct attention_case {
-    const char * name;
-    ggml_type    type;
-    int64_t      dk, dv, n_tokens, n_kv, n_head, n_head_kv, n_batch;
-    bool         is_masked, has_sinks;
-    float        max_bias, softcap;
-};
-
-static float slope_of(const attention_case & c, int64_t head) {
-    if (c.max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    const int n = 1 << (int) std::floor(std::log2((float) c.n_head));
-    return head < n ? std::pow(std::pow(2.0f, -c.max_bias / n), (float) head + 1)
-                    : std::pow(std::pow(2.0f, -c.max_bias / 2 / n), (float) (2 * (head - n) + 1));
-}
-
-// Softmax attention in double precision over the same cache values; the largest difference.
-static double attention_error(const attention_case & c, const float * q, const float * k, const float * v, const float * mask,
-                              const float * sinks, float scale, const float * out) {
-    double worst = 0.0;
-    for (int64_t b = 0; b < c.n_batch; b++) for (int64_t h = 0; h < c.n_head; h++) for (int64_t t = 0; t < c.n_tokens; t++) {
-        const int64_t       kv = b * c.n_head_kv + h / (c.n_head / c.n_head_kv);
-        const float *       query = q + ((b * c.n_head + h) * c.n_tokens + t) * c.dk;
-        std::vector<double> weight(c.n_kv);
-        double              largest = c.has_sinks ? sinks[h] : -INFINITY;
-        for (int64_t i = 0; i < c.n_kv; i++) {
-            double score = 0.0;
-            for (int64_t d = 0; d < c.dk; d++) {
-                score += (double) query[d] * k[(kv * c.n_kv + i) * c.dk + d];
-            }
-            score *= scale;
-            if (c.softcap != 0.0f) {
-                score = c.softcap * std::tanh(score / c.softcap);
-            }
-            weight[i] = score + (c.is_masked ? slope_of(c, h) * mask[t * c.n_kv + i] : 0.0f);
-            largest   = std::fmax(largest, weight[i]);
-        }
-        double sum = c.has_sinks ? std::exp(sinks[h] - largest) : 0.0;
-        for (double & value : weight) {
-            value = std::exp(value - largest);
-            sum += value;
-        }
-        for (int64_t d = 0; d < c.dv; d++) {
-            double expected = 0.0;
-            for (int64_t i = 0; i < c.n_kv; i++) {
-                expected += weight[i] / sum * v[(kv * c.n_kv + i) * c.dv + d];
-            }
-            const double error = std::fabs(out[((b * c.n_tokens + t) * c.n_head + h) * c.dv + d] - expected);
-            worst              = error <= worst ? worst : error;
-        }
-    }
-    return worst;
-}
-
-// Fill a cache tensor; return what its values read as.
-static std::vector<float> fill_cache(ggml_tensor * t, std::mt19937 & random) {
-    std::normal_distribution<float> normal;
-    std::vector<float>              values(ggml_nelements(t)), read(values.size());
-    for (float & value : values) { value = normal(random); }
-    const int64_t n_rows = ggml_nrows(t);
-    ggml_quantize_chunk(t->type, values.data(), t->data, 0, n_rows, t->ne[0], nullptr);
-    if (t->type == GGML_TYPE_F32) {
-        return values;
-    }
-    for (int64_t i = 0; i < n_rows; i++) {
-        ggml_get_type_traits(t->type)->to_float((const char *) t->data + i * t->nb[1], read.data() + i * t->ne[0], t->ne[0]);
-    }
-    return read;
-}
-
-// Queries as native rounds them for keys of this type.
-static std::vector<float> rounded(std::vector<float> q, const attention_case & c) {
-    if (c.type == GGML_TYPE_F32 || (c.n_tokens >= 64 && c.type == GGML_TYPE_F16)) {
-        return q;
-    }
-    std::vector<uint8_t> buffer(ggml_row_size(c.type, c.dk));
-    for (size_t i = 0; i < q.size(); i += c.dk) {
-        ggml_get_type_traits_cpu(c.type)->from_float(q.data() + i, buffer.data(), c.dk);
-        ggml_get_type_traits(c.type)->to_float(buffer.data(), q.data() + i, c.dk);
-    }
-    return q;
-}
-
-static bool check_attention(const attention_case & c, int n_threads) {
-    ggml_init_params init = {64u << 20, nullptr, false};
-    ggml_context *   ctx  = ggml_init(init);
-    std::mt19937     random(11);
-    ggml_tensor * q = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, c.dk, c.n_tokens, c.n_head, c.n_batch);
-    ggml_tensor * k = ggml_new_tensor_4d(ctx, c.type, c.dk, c.n_kv, c.n_head_kv, c.n_batch);
-    ggml_tensor * v = ggml_new_tensor_4d(ctx, c.type, c.dv, c.n_kv, c.n_head_kv, c.n_batch);
-    const std::vector<float> q_values = rounded(fill_cache(q, random), c), k_values = fill_cache(k, random), v_values = fill_cache(v, random);
-    std::vector<float> mask(c.n_tokens * c.n_kv, 0.0f), sinks(c.n_head);
-    ggml_tensor * m = nullptr;
-    if (c.is_masked) {  // causal, and the newest key hidden too
-        m = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, c.n_kv, c.n_tokens);
-        for (int64_t t = 0; t < c.n_tokens; t++) for (int64_t i = 0; i < c.n_kv; i++) {
-            const bool is_hidden = i >= c.n_kv - c.n_tokens + t;
-            mask[t * c.n_kv + i] = is_hidden ? -INFINITY : c.max_bias > 0 ? -(float) (c.n_kv - i) / 64 : 0.0f;
-            ((ggml_fp16_t *) m->data)[t * c.n_kv + i] = ggml_fp32_to_fp16(mask[t * c.n_kv + i]);
-            mask[t * c.n_kv + i] = ggml_fp16_to_fp32(((ggml_fp16_t *) m->data)[t * c.n_kv + i]);
-        }
-    }
-    const float   scale = 1.0f / std::sqrt((float) c.dk);
-    ggml_tensor * out   = ggml_flash_attn_ext(ctx, q, k, v, m, scale, c.max_bias, c.softcap);
-    if (c.has_sinks) {
-        ggml_tensor * s = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, c.n_head);
-        for (int64_t h = 0; h < c.n_head; h++) {
-            ((float *) s->data)[h] = sinks[h] = 0.3f * (float) h - 1.0f;
-        }
-        ggml_flash_attn_ext_add_sinks(out, s);
-    }
-    ggml_cgraph * graph = ggml_new_graph(ctx);
-    ggml_build_forward_expand(graph, out);
-    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
-    const float * const result = (const float *) out->data;
-    const double        error  = attention_error(c, q_values.data(), k_values.data(), v_values.data(), mask.data(), sinks.data(), scale, result);
-    static std::vector<float> of_one_thread;  // of this case: bit for bit what more threads must give
-    if (n_threads == 1) {
-        of_one_thread.assign(result, result + ggml_nelements(out));
-    }
-    const bool is_same = memcmp(of_one_thread.data(), result, ggml_nbytes(out)) == 0;
-    ggml_free(ctx);
-    return error < 2e-5 && is_same;
-}
-
-static const attention_case ATTENTION[] = {
-    {"decode, three heads on one",     GGML_TYPE_F16,  64,  64,   1,  300, 9, 3, 1, true,  false, 0, 0},
-    {"decode, f32",                    GGML_TYPE_F32,  64,  64,   1,  512, 4, 4, 1, true,  false, 0, 0},
-    {"decode, q8_0",                   GGML_TYPE_Q8_0, 64,  64,   1,  256, 8, 2, 1, true,  false, 0, 0},
-    {"decode, one key",                GGML_TYPE_F16,  64,  64,   1,    2, 4, 2, 1, true,  false, 0, 0},
-    {"two sequences",                  GGML_TYPE_F16,  64,  64,   1,  130, 6, 2, 2, true,  false, 0, 0},
-    {"prefill",                        GGML_TYPE_F16,  64,  64,  70,  128, 9, 3, 1, true,  false, 0, 0},
-    {"prefill, odd widths",            GGML_TYPE_F16,  40,  20,  17,   77, 3, 1, 1, true,  false, 0, 0},
-    {"different widths of K and V",    GGML_TYPE_F16, 192, 128,   5,   96, 4, 1, 1, true,  false, 0, 0},
-    {"no mask",                        GGML_TYPE_F16,  64,  64,   7,   65, 2, 2, 1, false, false, 0, 0},
-    {"ALiBi",                          GGML_TYPE_F16,  32,  32,   3,   90, 6, 6, 1, true,  false, 8, 0},
-    {"capped scores",                  GGML_TYPE_F16, 128, 128,   2,  100, 4, 2, 1, true,  false, 0, 5},
-    {"prefill, q8_0",                  GGML_TYPE_Q8_0, 64,  64,  66,  100, 4, 2, 1, true,  false, 0, 0},
-    {"sinks",                          GGML_TYPE_F16,  64,  64,   1,  200, 8, 2, 1, true,  true,  0, 0},
-    {"sinks, prefill",                 GGML_TYPE_F16,  64,  64,  33,   64, 8, 2, 1, true,  true,  0, 0},
-    {"decode, a KV head each",         GGML_TYPE_F16,  64,  64,   1,  141, 5, 5, 1, true,  false, 0, 0},
-    {"decode, two heads on one",       GGML_TYPE_F16,  80,  80,   1,  263, 6, 3, 1, true,  false, 0, 0},
-    {"decode, four heads on one",      GGML_TYPE_F16, 128, 128,   1,  300, 8, 2, 1, true,  false, 0, 0},
-    {"decode, seven heads on one",     GGML_TYPE_F16,  64,  64,   1,  270, 14, 2, 1, true, false, 0, 0},
-    {"decode, no mask, K wider",       GGML_TYPE_F16, 192, 128,   1,  135, 4, 2, 1, false, false, 0, 0},
-    {"four tokens",                    GGML_TYPE_F16,  64,  64,   4,  260, 6, 3, 1, true,  false, 0, 0},
-    {"decode, heads in two groups",    GGML_TYPE_F16,  32,  32,   1,  150, 40, 40, 2, true, true, 8, 0},
-    {"decode, results in rounds",      GGML_TYPE_F16,  64,  64,   1,  900, 64, 16, 1, true, false, 0, 0},
-    {"eight sequences",                GGML_TYPE_F16,  64,  64,   1,  300, 9, 3, 8, true,  false, 0, 0},
-    {"more rows than a tile, decode",  GGML_TYPE_F16,  64,  64,   1,   80, 64, 1, 1, true,  false, 0, 0},
-};
-
 // A weight of -128 comes from no quantizer; as 127 it is wrong by one part in 128 and must not be wrong by a sign.
 static bool check_smallest_weight() {
     const int            n = 32;
@@ -464,11 +315,11 @@ int main() {
     report(check_blas(GGML_TYPE_F16, 2, 700, 600, 256), "blas f16, more rows and columns than a call takes");
     report(check_blas(GGML_TYPE_Q8_0, 1, 40, 513, 4096), "blas q8_0, one column more than a call takes");
     report(check_smallest_weight(), "matmul q8_0 with weights of -128");
+    float_tiles::check_at_ends(report);
     products::check_all(report);
-    for (const attention_case & c : ATTENTION) {
-        for (int n_threads : {1, 2, 4}) {
-            report(check_attention(c, n_threads), std::string("attention: ") + c.name + ", threads " + std::to_string(n_threads));
-        }
-    }
+    small_ops::check_all(report);
+    attention::check_all(report);
+    strips::check_all(report);
+    float_tiles::check_all(report);
     return n_failed != 0;
 }

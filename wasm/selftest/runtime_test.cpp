@@ -1,5 +1,6 @@
 // Tests of the guest runtime from inside: allocator, threads, locks, conditions, thread_local, exceptions, sleeps.
 // Built as a command module beside upstream's tests and run by tests/upstream. One line "ok NAME" per case.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -251,6 +252,43 @@ static void test_exceptions() {
     EXPECT(crossed);
 }
 
+// Against loops over bytes, which the compiler must not make one of the functions that are tested.
+static bool holds(const std::vector<unsigned char> & bytes, size_t begin, size_t end, const volatile unsigned char * expected) {
+    for (size_t i = begin; i < end; i++) {
+        if (bytes[i] != expected[i - begin]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void test_memory() {
+    const size_t large = (size_t) 3 << 20;   // sysroot/memory.c works on pieces of 1 MiB
+    const size_t sizes[] = {0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64, 1000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, large};
+    std::vector<unsigned char> pattern(large + 64), buffer(large + 64);
+    for (size_t i = 0; i < pattern.size(); i++) {
+        pattern[i] = static_cast<unsigned char>(i * 2654435761u >> 13);
+    }
+    for (size_t n : sizes) {
+        for (size_t from : {0, 5, 32}) {
+            for (size_t to : {0, 1, 5, 64}) {
+                memcpy(buffer.data(), pattern.data(), buffer.size());
+                EXPECT(memmove(buffer.data() + to, buffer.data() + from, n) == buffer.data() + to);
+                EXPECT(holds(buffer, 0, to, pattern.data()));
+                EXPECT(holds(buffer, to, to + n, pattern.data() + from));
+                EXPECT(holds(buffer, to + n, std::min(to + n + 64, buffer.size()), pattern.data() + to + n));
+            }
+        }
+        memcpy(buffer.data(), pattern.data(), buffer.size());
+        EXPECT(memset(buffer.data() + 3, 0x1a5, n) == buffer.data() + 3);
+        EXPECT(std::count(buffer.begin() + 3, buffer.begin() + 3 + n, 0xa5) == (ptrdiff_t) n);
+        EXPECT(holds(buffer, 0, 3, pattern.data()));
+        EXPECT(holds(buffer, 3 + n, std::min(n + 64, buffer.size()), pattern.data() + 3 + n));
+    }
+    EXPECT(std::vector<int>(large).back() == 0);
+    EXPECT(std::string(large, 'x').find_first_not_of('x') == std::string::npos);
+}
+
 static void test_clock_and_sleep() {
     const auto start = std::chrono::steady_clock::now();
     std::this_thread::sleep_for(std::chrono::milliseconds(80));
@@ -272,6 +310,7 @@ int main() {
         {"conditions", test_conditions},
         {"thread local", test_thread_local},
         {"exceptions", test_exceptions},
+        {"memory", test_memory},
         {"clock and sleep", test_clock_and_sleep},
     };
     for (const auto & [name, run] : cases) {

@@ -33,6 +33,8 @@ void pw_safepoint(void);
 // Sleep while *address == expected, at most timeout_ns (< 0: no limit) and never longer than one slice.
 // Returns false when the timeout, not the slice, ended the sleep.
 bool pw_wait_slice(volatile int * address, int expected, int64_t timeout_ns);
+// Wake every thread that sleeps there, for it to see the stop flag.
+void pw_wake_all(void);
 
 #ifdef __cplusplus
 }

@@ -10,17 +10,23 @@ __attribute__((used, visibility("default"))) volatile int32_t pw_cancel;
 
 static _Thread_local int spins;  // of the wait that is going on; 0: none is
 
+// The first thread that notices wakes those that sleep, which would notice only at the end of their slice.
+static __attribute__((noinline, cold, noreturn)) void end(void) {
+    pw_wake_all();
+    __builtin_trap();
+}
+
 // clang calls this on every edge of control code and on every function entry of ggml (-fsanitize-coverage=trace-pc).
 __attribute__((used)) void __sanitizer_cov_trace_pc(void) {
     if (__builtin_expect(pw_stop, 0)) {
-        __builtin_trap();
+        end();
     }
     spins = 0;
 }
 
 void pw_safepoint(void) {
     if (__builtin_expect(pw_stop, 0)) {
-        __builtin_trap();
+        end();
     }
 }
 
@@ -28,7 +34,7 @@ __attribute__((noreturn)) void pw_die(const char * text) {
     // The text goes first: the flag may end this thread at any later safepoint.
     pw_host_abort(text, strlen(text));
     pw_stop = 1;
-    __builtin_trap();
+    end();
 }
 
 static bool pw_answer_cancel(void * data) {

@@ -67,7 +67,7 @@ foreach(source IN LISTS PW_LIBC_SOURCES)
 endforeach()
 
 # --- ours -----------------------------------------------------------------------------------------------------------
-set(PW_RUNTIME_SOURCES stop.c wait.c thread.c thread_start.s cond.c heap.c mmap.c process.c nodl.c)
+set(PW_RUNTIME_SOURCES stop.c wait.c thread.c thread_start.s cond.c heap.c memory.c mmap.c process.c nodl.c strtol.c)
 list(TRANSFORM PW_RUNTIME_SOURCES PREPEND ${SYSROOT}/)
 set_source_files_properties(${SYSROOT}/thread_start.s PROPERTIES LANGUAGE ASM)
 # Two flavours: the product's, and that of the command modules of upstream's tests (PW_COMMAND: real exit and environment).
@@ -83,6 +83,13 @@ function(pw_runtime_library name)
     target_sources(${name} INTERFACE $<TARGET_OBJECTS:${name}_c> $<TARGET_OBJECTS:${name}_cxx>)
 endfunction()
 pw_runtime_library(pw_runtime)
+
+# Filling and copying memory is one instruction, which no stop flag ends: after linking all of them become calls of memory.c.
+find_program(PW_PYTHON NAMES python3 python REQUIRED)
+function(pw_memory_calls name)
+    add_custom_command(TARGET ${name} POST_BUILD VERBATIM COMMAND ${PW_PYTHON} ${HERE}/memory_calls.py $<TARGET_FILE:${name}>)
+    set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS ${HERE}/memory_calls.py)
+endfunction()
 
 # --- zig's part of libc, and compiler-rt ----------------------------------------------------------------------------
 set(PW_ZIG_CPU generic+simd128+relaxed_simd+atomics+bulk_memory+exception_handling+nontrapping_fptoint+sign_ext+mutable_globals+multivalue+reference_types)

@@ -9,10 +9,26 @@
 
 #define NS_PER_S 1000000000LL
 
+// Where threads sleep, by their number. Two of one place hide each other: then the slice ends the other's sleep.
+#define N_PLACES 256
+static volatile int * sleeping[N_PLACES];
+
+void pw_wake_all(void) {
+    for (int i = 0; i < N_PLACES; i++) {
+        int * address = (int *) __atomic_load_n(&sleeping[i], __ATOMIC_SEQ_CST);
+        if (address) {
+            __builtin_wasm_memory_atomic_notify(address, -1);
+        }
+    }
+}
+
 bool pw_wait_slice(volatile int * address, int expected, int64_t timeout_ns) {
     const bool limited = timeout_ns >= 0 && timeout_ns <= PW_SLICE_NS;
-    pw_safepoint();
+    volatile int ** place = &sleeping[__pthread_self()->tid % N_PLACES];
+    __atomic_store_n(place, address, __ATOMIC_SEQ_CST);
+    pw_safepoint();   // behind the store: whoever sets the flag later finds the address
     const int woken = __builtin_wasm_memory_atomic_wait32((int *) address, expected, limited ? timeout_ns : PW_SLICE_NS);
+    __atomic_store_n(place, 0, __ATOMIC_SEQ_CST);
     pw_safepoint();
     return !(limited && woken == 2);
 }

@@ -1,0 +1,437 @@
+// Strips of super-blocks of 256 weights. A record holds one block of each of eight rows; layouts of the blocks: rows_256.c.
+//
+//   q4_K  half d[8]; half dmin[8];                            for j = 0..3: uint8 scales[8][2], mins[8][2] of groups 2 j and
+//                                                              2 j + 1; cells of qs: the eight words from byte 32 j on
+//   q5_K  half d[8]; half dmin[8]; cells of qh (eight words); the same as q4_K
+//   q6_K  half d[8];  for h = 0..1, g = 0..1: int8 scales[2][8][2] of groups 8 h + g + (0, 2), and + (4, 6); for rows 0..3, then
+//                     rows 4..7, for i = 0..3: word i of ql from byte 64 h + 16 g on, of ql from 32 further on, and of qh
+//                     from 32 h + 16 g on
+//
+// A column's block: scale; sums of activations in pairs, as the scales are; codes in the order of the cells.
+#include "panels.h"
+#include "weave.h"
+
+#define N_WORDS 8      // of 32 bytes
+#define N_64 4         // parts of 64 weights
+#define SCALES 16      // bytes for a pair of groups
+#define HEAD_K 32      // d and dmin
+#define FIFTH_CELLS (N_WORDS * CELLS)
+
+typedef struct {
+    v128_t scale;
+    v128_t sums[2 * N_64];
+    v128_t codes[QK_K / WORD];
+} column_256;
+
+#define COLUMN_VECTORS (sizeof(column_256) / sizeof(v128_t))
+
+// --- weaving -----------------------------------------------------------------------------------------------------------------
+
+// Scale and min of group j out of the 6-bit fields of twelve bytes, and back into them.
+static void get_scale_min(const uint8_t * packed, int j, uint8_t * scale, uint8_t * min) {
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min   = packed[j + 4] & 63;
+    } else {
+        *scale = (uint8_t) ((packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4);
+        *min   = (uint8_t) ((packed[j + 4] >> 4) | (packed[j] >> 6) << 4);
+    }
+}
+
+static void put_scale_min(uint8_t * packed, int j, uint8_t scale, uint8_t min) {
+    if (j < 4) {
+        packed[j]     = (uint8_t) ((packed[j] & 0xc0) | scale);
+        packed[j + 4] = (uint8_t) ((packed[j + 4] & 0xc0) | min);
+    } else {
+        packed[j + 4] = (uint8_t) ((scale & 15) | min << 4);
+        packed[j - 4] = (uint8_t) ((packed[j - 4] & 63) | (scale >> 4) << 6);
+        packed[j]     = (uint8_t) ((packed[j] & 63) | (min >> 4) << 6);
+    }
+}
+
+// The scales and mins of groups 2 j and 2 j + 1.
+static void weave_scales(uint8_t * record, uint8_t * const rows[STRIP_ROWS], int j, bool is_weaving) {
+    for (int r = 0; r < STRIP_ROWS; r++) {
+        for (int odd = 0; odd < 2; odd++) {
+            uint8_t * packed = rows[r] + offsetof(block_q4_K, scales), * scale = record + 2 * r + odd, * min = scale + SCALES;
+            if (is_weaving) {
+                get_scale_min(packed, 2 * j + odd, scale, min);
+            } else {
+                put_scale_min(packed, 2 * j + odd, *scale, *min);
+            }
+        }
+    }
+}
+
+static void weave_with_mins(uint8_t * record, uint8_t * const rows[STRIP_ROWS], size_t qs, bool is_weaving) {
+    for (int j = 0; j < N_64; j++) {
+        weave_scales(record, rows, j, is_weaving);
+        weave_words(record + 2 * SCALES, rows, qs + 32 * (size_t) j, N_WORDS, is_weaving);
+        record += 2 * SCALES + N_WORDS * CELLS;
+    }
+}
+
+static void weave_head_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
+    weave_halves(record, rows, 0, is_weaving);
+    weave_halves(record + 16, rows, 2, is_weaving);
+}
+
+static void weave_q4_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
+    weave_head_K(record, rows, is_weaving);
+    weave_with_mins(record + HEAD_K, rows, offsetof(block_q4_K, qs), is_weaving);
+}
+
+static void weave_q5_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
+    weave_head_K(record, rows, is_weaving);
+    weave_words(record + HEAD_K, rows, offsetof(block_q5_K, qh), N_WORDS, is_weaving);
+    weave_with_mins(record + HEAD_K + FIFTH_CELLS, rows, offsetof(block_q5_K, qs), is_weaving);
+}
+
+// Four rows' word i of ql, of ql 32 bytes further on, and of qh.
+static uint8_t * weave_quarter(uint8_t * record, uint8_t * const rows[N_ROWS], int h, int g, bool is_weaving) {
+    const size_t ql = offsetof(block_q6_K, ql) + 64 * (size_t) h + 16 * (size_t) g;
+    const size_t qh = offsetof(block_q6_K, qh) + 32 * (size_t) h + 16 * (size_t) g;
+    for (size_t i = 0; i < 4; i++) {
+        const size_t from[3] = {ql + WORD * i, ql + 32 + WORD * i, qh + WORD * i};
+        for (int part = 0; part < 3; part++) {
+            for (int r = 0; r < N_ROWS; r++, record += WORD) {
+                move_bytes(record, rows[r] + from[part], WORD, is_weaving);
+            }
+        }
+    }
+    return record;
+}
+
+static void weave_q6_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
+    weave_halves(record, rows, offsetof(block_q6_K, d), is_weaving);
+    record += 16;
+    for (int part = 0; part < 4; part++) {
+        const int h = part / 2, g = part % 2;
+        for (int k = 0; k < 4; k++) {
+            for (int r = 0; r < STRIP_ROWS; r++) {
+                move_bytes(record + k / 2 * SCALES + 2 * r + k % 2, rows[r] + offsetof(block_q6_K, scales) + 8 * h + 2 * k + g, 1,
+                           is_weaving);
+            }
+        }
+        record += 2 * SCALES;
+        record = weave_quarter(record, rows, h, g, is_weaving);
+        record = weave_quarter(record, rows + N_ROWS, h, g, is_weaving);
+    }
+}
+
+// --- columns -----------------------------------------------------------------------------------------------------------------
+
+ALWAYS_INLINE v128_t repeated_pair(int16_t a, int16_t b) {
+    return wasm_i32x4_splat((uint16_t) a | (int32_t) ((uint32_t) (uint16_t) b << 16));
+}
+
+static void repeat_for_mins(const uint8_t * y, v128_t * out) {
+    const block_q8_K * block  = (const block_q8_K *) y;
+    column_256 *       column = (column_256 *) out;
+    const int16_t *    sums   = block->bsums;
+    column->scale = wasm_f32x4_splat(block->d);
+    for (int j = 0; j < N_64; j++) {
+        column->sums[j] = repeated_pair((int16_t) (sums[4 * j] + sums[4 * j + 1]), (int16_t) (sums[4 * j + 2] + sums[4 * j + 3]));
+        repeat_words(block->qs + 64 * j, N_WORDS, column->codes + 2 * N_WORDS * j, 2);
+        repeat_words(block->qs + 64 * j + 32, N_WORDS, column->codes + 2 * N_WORDS * j + 1, 2);
+    }
+}
+
+static void repeat_for_q6_K(const uint8_t * y, v128_t * out) {
+    const block_q8_K * block  = (const block_q8_K *) y;
+    column_256 *       column = (column_256 *) out;
+    v128_t *           codes  = column->codes;
+    column->scale = wasm_f32x4_splat(block->d);
+    for (int part = 0; part < 4; part++, codes += 16) {
+        const int h = part / 2, g = part % 2;
+        for (int k = 0; k < 4; k++) {
+            repeat_words(block->qs + 128 * h + 32 * k + 16 * g, 4, codes + k, 4);
+        }
+        column->sums[2 * part]     = repeated_pair(block->bsums[8 * h + g], block->bsums[8 * h + 2 + g]);
+        column->sums[2 * part + 1] = repeated_pair(block->bsums[8 * h + 4 + g], block->bsums[8 * h + 6 + g]);
+    }
+}
+
+// --- products with one column ------------------------------------------------------------------------------------------------
+
+// Each 16-bit lane of a pair in both places.
+#define FIRST_OF_PAIRS(v) wasm_i16x8_shuffle(v, v, 0, 0, 2, 2, 4, 4, 6, 6)
+#define SECOND_OF_PAIRS(v) wasm_i16x8_shuffle(v, v, 1, 1, 3, 3, 5, 5, 7, 7)
+
+ALWAYS_INLINE v128_t add_pairs(v128_t total, v128_t sums, v128_t factors) {
+    return wasm_i32x4_add(total, wasm_i32x4_dot_i16x8(sums, factors));
+}
+
+// The fifth bit of group 2 j, or 2 j + 1, as a 16.
+#define FIFTH(bits, place)                                                                                                 \
+    wasm_v128_and((place) < 4 ? wasm_i16x8_shl(bits, (place) < 4 ? 4 - (place) : 0)                                        \
+                              : wasm_u16x8_shr(bits, (place) < 4 ? 0 : (place) - 4),                                       \
+                  wasm_i8x16_splat(16))
+
+// Sums of n cells: [group of rows][low, high halves]. One cell a turn.
+ALWAYS_INLINE void add_cells(int n, const uint8_t ** cells, const uint8_t ** fifth, const v128_t ** column, v128_t sums[N_GROUPS][2],
+                             bool has_fifth_bit, int j) {
+    const uint8_t * x = *cells, * bits = *fifth;
+    const v128_t *  q = *column;
+    for (int g = 0; g < N_GROUPS; g++) {
+        sums[g][0] = sums[g][1] = wasm_i16x8_splat(0);
+    }
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < n; i++) {
+        for (int g = 0; g < N_GROUPS; g++) {
+            const v128_t w = wasm_v128_load(x + 16 * g);
+            v128_t       low = low_nibbles(w), high = high_nibbles(w);
+            if (has_fifth_bit) {
+                const v128_t b = wasm_v128_load(bits + 16 * g);
+                low  = wasm_v128_or(low, FIFTH(b, 2 * j));
+                high = wasm_v128_or(high, FIFTH(b, 2 * j + 1));
+            }
+            sums[g][0] = wasm_i16x8_add(sums[g][0], dot_codes(q[0], low));
+            sums[g][1] = wasm_i16x8_add(sums[g][1], dot_codes(q[1], high));
+        }
+        x += CELLS;
+        q += 2;
+        OPAQUE(x);
+        OPAQUE(q);
+        if (has_fifth_bit) {
+            bits += CELLS;
+            OPAQUE(bits);
+        }
+    }
+    *cells  = x;
+    *fifth  = bits;
+    *column = q;
+}
+
+typedef struct {
+    v128_t products[N_GROUPS], mins[N_GROUPS];
+} totals_256;
+
+// Groups 2 j and 2 j + 1. Codes of five bits fill 16 bits after four cells.
+ALWAYS_INLINE void add_64(const uint8_t ** x, const uint8_t * fifth, const v128_t ** q, v128_t sums_of_y, totals_256 * t,
+                          bool has_fifth_bit, int j) {
+    const uint8_t * scales = *x, * cells = *x + 2 * SCALES;
+    for (int done = 0; done < N_WORDS; done += has_fifth_bit ? 4 : N_WORDS) {
+        v128_t sums[N_GROUPS][2];
+        add_cells(has_fifth_bit ? 4 : N_WORDS, &cells, &fifth, q, sums, has_fifth_bit, j);
+        for (int g = 0; g < N_GROUPS; g++) {
+            const v128_t s = wasm_u16x8_load8x8(scales + 8 * g);
+            t->products[g] = add_pairs(t->products[g], sums[g][0], FIRST_OF_PAIRS(s));
+            t->products[g] = add_pairs(t->products[g], sums[g][1], SECOND_OF_PAIRS(s));
+        }
+    }
+    for (int g = 0; g < N_GROUPS; g++) {
+        t->mins[g] = add_pairs(t->mins[g], sums_of_y, wasm_u16x8_load8x8(scales + SCALES + 8 * g));
+        // else the runtime's compiler would put all of this off until the block's end, and keep the sums in memory
+        t->products[g] = calculated(t->products[g], cells);
+        t->mins[g]     = calculated(t->mins[g], cells);
+    }
+    *x = cells;
+}
+
+ALWAYS_INLINE void multiply_with_mins(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS], bool has_fifth_bit) {
+    for (int64_t b = 0; b < n; b++) {
+        const column_256 * column = (const column_256 *) y;
+        const uint8_t *    head = x, * fifth = x + HEAD_K;
+        const v128_t *     q = column->codes;
+        totals_256         t = {0};
+        x += HEAD_K + (has_fifth_bit ? FIFTH_CELLS : 0);
+        add_64(&x, fifth, &q, column->sums[0], &t, has_fifth_bit, 0);
+        add_64(&x, fifth, &q, column->sums[1], &t, has_fifth_bit, 1);
+        add_64(&x, fifth, &q, column->sums[2], &t, has_fifth_bit, 2);
+        add_64(&x, fifth, &q, column->sums[3], &t, has_fifth_bit, 3);
+        v128_t d[N_GROUPS], dmin[N_GROUPS];
+        load_halves(head, d);
+        load_halves(head + 16, dmin);
+        for (int g = 0; g < N_GROUPS; g++) {
+            acc[g] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(t.products[g]), wasm_f32x4_mul(d[g], column->scale), acc[g]);
+            acc[g] = wasm_f32x4_relaxed_nmadd(wasm_f32x4_convert_i32x4(t.mins[g]), wasm_f32x4_mul(dmin[g], column->scale), acc[g]);
+        }
+        y = q;
+    }
+}
+
+static void multiply_q4_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
+    multiply_with_mins(n, x, y, acc, false);
+}
+
+static void multiply_q5_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
+    multiply_with_mins(n, x, y, acc, true);
+}
+
+// Four codes of 6 bits out of a quarter's three cells.
+ALWAYS_INLINE void codes_q6_K(v128_t a, v128_t b, v128_t bits, v128_t codes[4]) {
+    const v128_t two_bits = wasm_i8x16_splat(0x30);
+    codes[0] = wasm_v128_or(low_nibbles(a), wasm_v128_and(wasm_i16x8_shl(bits, 4), two_bits));
+    codes[1] = wasm_v128_or(low_nibbles(b), wasm_v128_and(wasm_i16x8_shl(bits, 2), two_bits));
+    codes[2] = wasm_v128_or(high_nibbles(a), wasm_v128_and(bits, two_bits));
+    codes[3] = wasm_v128_or(high_nibbles(b), wasm_v128_and(wasm_u16x8_shr(bits, 2), two_bits));
+}
+
+// Four rows of a quarter, whose scales are s: codes of six bits fill 16 bits after two turns.
+ALWAYS_INLINE v128_t add_quarter(const uint8_t ** cells, const v128_t * column, const v128_t s[2], v128_t total) {
+    const uint8_t * x = *cells;
+    const v128_t *  q = column;
+#pragma clang loop unroll(disable)
+    for (int half = 0; half < 2; half++) {
+        v128_t sums[4] = {0};
+#pragma clang loop unroll(disable)
+        for (int i = 0; i < 2; i++) {
+            v128_t codes[4];
+            codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
+            for (int k = 0; k < 4; k++) {
+                sums[k] = wasm_i16x8_add(sums[k], dot_codes(q[k], codes[k]));
+            }
+            x += 48;
+            q += 4;
+            OPAQUE(x);
+            OPAQUE(q);
+        }
+        total = add_pairs(total, sums[0], FIRST_OF_PAIRS(s[0]));
+        total = add_pairs(total, sums[1], SECOND_OF_PAIRS(s[0]));
+        total = add_pairs(total, sums[2], FIRST_OF_PAIRS(s[1]));
+        total = add_pairs(total, sums[3], SECOND_OF_PAIRS(s[1]));
+    }
+    *cells = x;
+    return total;
+}
+
+static void multiply_q6_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
+    for (int64_t b = 0; b < n; b++, y += COLUMN_VECTORS) {
+        const column_256 * column = (const column_256 *) y;
+        const uint8_t *    head   = x;
+        const v128_t *     q = column->codes, * sums = column->sums;
+        totals_256         t = {0};
+        x += 16;
+#pragma clang loop unroll(disable)
+        for (int part = 0; part < 4; part++, q += 16, sums += 2) {
+            const uint8_t * scales = x;
+            x += 2 * SCALES;
+            OPAQUE(q);
+            OPAQUE(sums);
+            for (int g = 0; g < N_GROUPS; g++) {
+                const v128_t s[2] = {wasm_i16x8_load8x8(scales + 8 * g), wasm_i16x8_load8x8(scales + SCALES + 8 * g)};
+                t.mins[g]     = add_pairs(add_pairs(t.mins[g], sums[0], s[0]), sums[1], s[1]);
+                t.products[g] = add_quarter(&x, q, s, t.products[g]);
+            }
+        }
+        v128_t d[N_GROUPS];
+        load_halves(head, d);
+        for (int g = 0; g < N_GROUPS; g++) {
+            const v128_t total = wasm_i32x4_sub(t.products[g], wasm_i32x4_shl(t.mins[g], 5));
+            acc[g] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(total), wasm_f32x4_mul(d[g], column->scale), acc[g]);
+        }
+    }
+}
+
+// --- panels for more columns ---------------------------------------------------------------------------------------------------
+
+// Scales and mins of groups 2 j and 2 j + 1 of four rows.
+ALWAYS_INLINE void set_scales(const uint8_t * scales, v128_t d, v128_t dmin, weight_panel * panels, int g) {
+    const v128_t s = wasm_u16x8_load8x8(scales + 8 * g), m = wasm_u16x8_load8x8(scales + SCALES + 8 * g);
+    const v128_t low = wasm_i32x4_splat(0xffff);
+    panels[0].scale[g] = wasm_f32x4_mul(d, wasm_f32x4_convert_i32x4(wasm_v128_and(s, low)));
+    panels[1].scale[g] = wasm_f32x4_mul(d, wasm_f32x4_convert_i32x4(wasm_u32x4_shr(s, 16)));
+    panels[0].min[g]   = wasm_f32x4_neg(wasm_f32x4_mul(dmin, wasm_f32x4_convert_i32x4(wasm_v128_and(m, low))));
+    panels[1].min[g]   = wasm_f32x4_neg(wasm_f32x4_mul(dmin, wasm_f32x4_convert_i32x4(wasm_u32x4_shr(m, 16))));
+}
+
+ALWAYS_INLINE void pack_64(const uint8_t * x, const uint8_t * fifth, const v128_t d[N_GROUPS], const v128_t dmin[N_GROUPS],
+                           weight_panel * panels, bool has_fifth_bit, int j) {
+    for (int g = 0; g < N_GROUPS; g++) {
+        set_scales(x, d[g], dmin[g], panels, g);
+    }
+    for (int i = 0; i < N_WORDS; i++) {
+        for (int g = 0; g < N_GROUPS; g++) {
+            const v128_t w = wasm_v128_load(x + 2 * SCALES + CELLS * i + 16 * g);
+            v128_t       low = low_nibbles(w), high = high_nibbles(w);
+            if (has_fifth_bit) {
+                const v128_t b = wasm_v128_load(fifth + CELLS * i + 16 * g);
+                low  = wasm_v128_or(low, FIFTH(b, 2 * j));
+                high = wasm_v128_or(high, FIFTH(b, 2 * j + 1));
+            }
+            panels[0].codes[i][g] = low;
+            panels[1].codes[i][g] = high;
+        }
+    }
+}
+
+ALWAYS_INLINE void pack_with_mins(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel * panels, bool has_fifth_bit) {
+    const size_t    part = 2 * SCALES + N_WORDS * CELLS;
+    const uint8_t * x    = rows[0];
+    for (int64_t b = 0; b < n; b++) {
+        v128_t d[N_GROUPS], dmin[N_GROUPS];
+        load_halves(x, d);
+        load_halves(x + 16, dmin);
+        const uint8_t * fifth = x + HEAD_K;
+        x += HEAD_K + (has_fifth_bit ? FIFTH_CELLS : 0);
+        pack_64(x, fifth, d, dmin, panels, has_fifth_bit, 0);
+        pack_64(x + part, fifth, d, dmin, panels + 2, has_fifth_bit, 1);
+        pack_64(x + 2 * part, fifth, d, dmin, panels + 4, has_fifth_bit, 2);
+        pack_64(x + 3 * part, fifth, d, dmin, panels + 6, has_fifth_bit, 3);
+        x += 4 * part;
+        panels += 2 * N_64;
+    }
+    rows[0] = x;
+}
+
+static void pack_q4_K(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels) {
+    pack_with_mins(n, x, panels, false);
+}
+
+static void pack_q5_K(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels) {
+    pack_with_mins(n, x, panels, true);
+}
+
+// Four signed codes of 6 bits of every row, times their scales: as many 16-bit words in two steps of a panel.
+ALWAYS_INLINE void set_words(v128_t codes, v128_t scales, v128_t steps[2][N_GROUPS], int g) {
+    const v128_t q    = wasm_i8x16_sub(codes, wasm_i8x16_splat(32));
+    const v128_t low  = wasm_i16x8_mul(wasm_i16x8_shr(wasm_i16x8_shl(q, 8), 8), scales);  // codes 0 and 2 of each row
+    const v128_t high = wasm_i16x8_mul(wasm_i16x8_shr(q, 8), scales);                     // codes 1 and 3
+    steps[0][g] = wasm_v128_or(wasm_v128_and(low, wasm_i32x4_splat(0xffff)), wasm_i32x4_shl(high, 16));
+    steps[1][g] = wasm_v128_or(wasm_u32x4_shr(low, 16), wasm_v128_and(high, wasm_i32x4_splat((int32_t) 0xffff0000)));
+}
+
+static void pack_q6_K(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel * panels) {
+    const uint8_t * x = rows[0];
+    for (int64_t b = 0; b < n; b++, panels += 8) {
+        v128_t d[N_GROUPS];
+        load_halves(x, d);
+        for (int i = 0; i < 8; i++) {
+            panels[i].scale[0] = d[0];
+            panels[i].scale[1] = d[1];
+        }
+        x += 16;
+        for (int part = 0; part < 4; part++) {
+            const int       h = part / 2, half = part % 2;
+            const uint8_t * scales = x;
+            x += 2 * SCALES;
+            for (int g = 0; g < N_GROUPS; g++) {
+                const v128_t s[2] = {wasm_i16x8_load8x8(scales + 8 * g), wasm_i16x8_load8x8(scales + SCALES + 8 * g)};
+                for (int i = 0; i < 4; i++, x += 48) {
+                    v128_t codes[4];
+                    codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
+                    for (int k = 0; k < 4; k++) {
+                        const v128_t scale = k % 2 ? SECOND_OF_PAIRS(s[k / 2]) : FIRST_OF_PAIRS(s[k / 2]);
+                        set_words(codes[k], scale, panels[4 * h + k].codes + 8 * half + 2 * i, g);
+                    }
+                }
+            }
+        }
+    }
+    rows[0] = x;
+}
+
+static const tile_format TILES_q4_K = {pack_q4_K, &pw_tiles_nibbles_min, 0, true};
+static const tile_format TILES_q5_K = {pack_q5_K, &pw_tiles_bytes_min, 0, true};
+static const tile_format TILES_q6_K = {pack_q6_K, &pw_tiles_words, 0, true};
+
+const strip_format pw_strip_q4_K = {
+    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, repeat_for_mins, multiply_q4_K, &TILES_q4_K,
+};
+const strip_format pw_strip_q5_K = {
+    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, repeat_for_mins, multiply_q5_K, &TILES_q5_K,
+};
+const strip_format pw_strip_q6_K = {
+    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 1680, COLUMN_VECTORS, weave_q6_K, repeat_for_q6_K, multiply_q6_K, &TILES_q6_K,
+};
