@@ -1,0 +1,383 @@
+"""``Model`` with its sandbox in another process: the same calls, asked across a pipe."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .._fork_locks import renew_after_fork
+from .._logits_processors import LogitsProcessor
+from .._model_limits import bounded, merged_limits
+from ..chat import ChatRequest
+from ..deadline import current_deadline
+from ..embedding import EmbeddingInput, Embeddings, RankedDocument, is_single
+from ..errors import CancelledError, RequestError
+from ..generate import ChatStream, TextStream
+from ..host import load_module
+from ..limits import Limits
+from ..loaded_model import Progress
+from ..logs import one_line
+from ..model import MAX_PARALLEL, Load, Stop
+from ..params import DEFAULT_MAX_TOKENS, ContextParams, ModelParams, SamplingParams
+from ..sandbox_report import SandboxReport, made_report
+from ..source import ModelSource, Source
+from ..types import ChatCompletion, Completion
+from . import values
+from .connection import Call, Connection
+from .launch import child_command
+from .logs import levels
+from .remote import RemoteCalls
+from .vocab import ProcessVocab
+from .wire import Value, WireError
+
+__all__ = ["ProcessModel"]
+
+logger = logging.getLogger("pyllama_wasm.model")
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Completion)
+
+
+class ProcessModel(RemoteCalls):
+    """A model in a process of its own; made by ``Model(path, isolation="process")``.
+
+    What needs the sandbox's memory or Python code of the program inside it raises ``RequestError``.
+    """
+
+    def __init__(self, path: Source, *, isolation: str | None = None, **options: Any) -> None:
+        """Start the process and load ``path`` there; see ``Model``."""
+        began = perf_counter()
+        given = _Options(**options)
+        self.params = given.params or ModelParams()
+        self.context_params = given.context_params or ContextParams()
+        self._is_closed = False
+        self._close_lock = threading.Lock()
+        renew_after_fork(self, _close_lock=threading.Lock)
+        self._metadata: dict[str, str] | None = None
+        self.limits, n_threads = merged_limits(given.limits, given.n_threads, given.memory_limit_bytes)
+        self.load = given.load or ("snapshot" if self.limits.snapshot else "map")
+        self.vocab = ProcessVocab(self)
+        # Compiled here, if it is not yet: the process takes the code from the folder and can then write no file.
+        load_module(deterministic=self.params.deterministic)
+        with bounded(self.limits, None):
+            has_weights = not (self.params.vocab_only or self.params.no_alloc)
+            source = ModelSource(path, self.limits.memory_bytes, snapshot=self.load == "snapshot" and has_weights)
+            self.path, self._snapshots = source.path, source.snapshots
+            try:
+                self._start(source, given.progress, n_threads)
+            finally:
+                source.close()
+        self.load_s = perf_counter() - began
+        what = f": {one_line(self.description)}" if self.description else ""
+        extra = {"model": self.path.name}
+        logger.info("loaded in %.2f s in process %d%s", self.load_s, self._connection.pid, what, extra=extra)
+
+    def _start(self, source: ModelSource, progress: Progress | None, n_threads: int) -> None:
+        """Start the process with the files of ``source`` open, and have it load them; end it when that fails."""
+        with source.opened() as files:
+            self._connection = Connection(files.descriptors, self.path.name, child_command(self.params.deterministic))
+        self._end = weakref.finalize(self, self._connection.kill, "the model was collected")
+        self._end.atexit = False  # the connection sees to that
+        try:
+            self._confinement = self._ready(source.operation)
+            arguments = {
+                "names": list(files.names),
+                "descriptors": self._connection.files,
+                "is_listed": files.is_listed,
+                "params": values.params_to_wire(self.params),
+                "context_params": values.params_to_wire(self.context_params),
+                "limits": values.params_to_wire(self.limits),
+                "n_threads": n_threads,
+                "load": "copy" if self.load == "copy" else "map",
+                "tells_progress": progress is not None,
+                "log_levels": levels(),
+            }
+            call = self._connection.start("load", arguments, source.operation)
+            facts = self._loaded(call, progress)
+            with self._connection.checked(call):
+                values.facts_from_wire(facts, self, self.vocab)
+        except BaseException:
+            self.close()
+            raise
+
+    def _ready(self, operation: str) -> dict[str, str]:
+        """Wait until the process runs; return how it is confined, said before it has seen anything of the model."""
+        call = self._connection.start_call
+        call.operation = operation
+        self._connection.bound(call, current_deadline())
+        answer = self._connection.result(call)
+        with self._connection.checked(call):
+            return {name: values.text(state) for name, state in values.mapping(answer).items()}
+
+    def _loaded(self, call: Call, progress: Progress | None) -> Value:
+        """Wait for the load and return what it says, telling ``progress`` meanwhile."""
+        while True:
+            kind, value = self._connection.next(call)
+            if kind == "result":
+                return value
+            with self._connection.checked(call):
+                if kind != "progress" or progress is None:
+                    raise WireError("it sent an answer of another kind")
+                fraction = values.number(value)
+            if progress(min(max(fraction, 0.0), 1.0)) is False:
+                raise CancelledError(call.operation, "it was cancelled")
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: Stop = None,
+        sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> Completion:
+        """See ``Model.generate``."""
+        arguments = self._generation({"prompt": self._prompt(prompt)}, max_tokens, stop, logits_processors)
+        arguments |= self._sampling(sampling, changes)
+        with self._bounded(deadline_s):
+            return self._completed("generate", arguments, Completion, max_tokens)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: Stop = None,
+        sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> TextStream:
+        """See ``Model.stream``."""
+        arguments = self._generation({"prompt": self._prompt(prompt)}, max_tokens, stop, logits_processors)
+        arguments |= self._sampling(sampling, changes)
+        with self._bounded(deadline_s):
+            return TextStream(self._streamed("stream", arguments, Completion, max_tokens))
+
+    def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        n_parallel: int = 8,
+        stop: Stop = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        progress: Callable[[int, int], object] | None = None,
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> list[Completion]:
+        """See ``Model.generate_many``."""
+        if isinstance(prompts, str):
+            raise RequestError("generate", "prompts is one text and not a list of them")
+        if isinstance(n_parallel, bool) or not isinstance(n_parallel, int) or not 1 <= n_parallel <= MAX_PARALLEL:
+            raise RequestError("generate", f"n_parallel is {n_parallel!r} and not a count from 1 to {MAX_PARALLEL}")
+        each = [sampling] if sampling is None or isinstance(sampling, SamplingParams) else [*sampling]
+        given = {"prompts": [self._prompt(prompt) for prompt in prompts], "n_parallel": n_parallel}
+        arguments = self._generation(given, max_tokens, stop, logits_processors)
+        arguments["is_one_sampling"] = sampling is None or isinstance(sampling, SamplingParams)
+        arguments["samplings"] = [self._sampling(params, changes) for params in each]
+        arguments["tells_progress"] = progress is not None
+        with self._bounded(deadline_s):
+            call = self._begun("generate_many", arguments, "generate", n_items=len(prompts))
+            found = self._collected(call, len(prompts), progress)
+        with self._connection.checked(call):
+            return [self._completion(value, Completion, max_tokens) for value in found]
+
+    def chat(  # type: ignore[override]  # its overloads stand there
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        stop: Stop = None,
+        sampling: SamplingParams | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> ChatCompletion | ChatStream:
+        """See ``Model.chat``."""
+        self._check_continues_text()
+        given = {"messages": _checked(messages, template_kwargs), "template_kwargs": dict(template_kwargs or {})}
+        arguments = self._generation(given, max_tokens, stop, logits_processors)
+        arguments |= self._sampling(sampling, changes)
+        with self._bounded(deadline_s):
+            if stream:
+                return ChatStream(self._streamed("chat_stream", arguments, ChatCompletion, max_tokens))
+            return self._completed("chat", arguments, ChatCompletion, max_tokens)
+
+    def embed(  # type: ignore[override]  # its overloads stand there
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        deadline_s: float | None = None,
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
+        """See ``Model.embed``."""
+        if pooling != "none":
+            vectors = self._embedded(inputs, pooling, normalize, truncate, deadline_s).vectors
+            return vectors[0] if is_single(inputs) else vectors
+        with self._bounded(deadline_s):
+            texts = self._texts(inputs)
+            arguments = {"inputs": texts, "normalize": bool(normalize), "truncate": bool(truncate)}
+            call = self._begun("embed_tokens", arguments, "embed", n_items=len(texts))
+            found = self._collected(call, len(texts))
+        with self._connection.checked(call):
+            rows = [values.array(value, None, self.n_embd_out) for value in found]
+        return rows[0] if is_single(inputs) else rows
+
+    def embed_with_usage(
+        self,
+        inputs: EmbeddingInput,
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        deadline_s: float | None = None,
+    ) -> Embeddings:
+        """See ``Model.embed_with_usage``."""
+        return self._embedded(inputs, pooling, normalize, truncate, deadline_s)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+        deadline_s: float | None = None,
+    ) -> list[RankedDocument]:
+        """See ``Model.rerank``."""
+        if isinstance(documents, str) or not all(isinstance(document, str) for document in documents):
+            raise RequestError("rerank", "the documents are not a list of texts")
+        arguments = {"query": query, "documents": list(documents), "top_n": top_n, "truncate": bool(truncate)}
+
+        def read(value: Value) -> list[RankedDocument]:
+            if len(values.items(value)) > len(documents):
+                raise WireError("it sent more than it was asked for")
+            found = []
+            for item in value:
+                index, scores = values.items(item, 2)
+                index = values.integer(index, 0, len(documents) - 1)
+                numbers = tuple(float(score) for score in values.array(scores, None))
+                found.append(RankedDocument(index, numbers[0] if numbers else 0.0, documents[index], numbers))
+            return found
+
+        with self._bounded(deadline_s):
+            return self._ask("rerank", arguments, "rerank", read)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        enable_thinking: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> str:
+        """See ``Model.apply_chat_template``."""
+        arguments = {
+            "messages": _checked(messages, template_kwargs),
+            "tools": None if tools is None else list(tools),
+            "add_generation_prompt": bool(add_generation_prompt),
+            "template": template,
+            "enable_thinking": bool(enable_thinking),
+            "template_kwargs": dict(template_kwargs or {}),
+        }
+        with self._bounded(deadline_s):
+            return self._ask("apply_chat_template", arguments, "apply the chat template", values.text)
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """See ``Model.metadata``."""
+        if self._metadata is None:
+            self._metadata = self._ask("metadata", {}, "read metadata", _table)
+        return self._metadata
+
+    def get_chat_template(self, name: str | None = None) -> str | None:
+        """See ``Model.get_chat_template``."""
+        if name is None:
+            return self.chat_template
+
+        def read(value: Value) -> str | None:
+            return None if value is None else values.text(value)
+
+        return self._ask("get_chat_template", {"name": name}, "read a chat template", read)
+
+    def cancel(self) -> None:
+        """See ``Model.cancel``; a process that does not end its calls within some seconds is killed."""
+        if not self._is_closed:
+            self._connection.cancel()
+
+    def close(self) -> None:
+        """Kill the process; its memory goes with it. Doing it twice is fine."""
+        with self._close_lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        if hasattr(self, "_connection"):
+            self._end.detach()
+            self._connection.close()
+        self._snapshots = ()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its sandbox or its process has died: then load the model again."""
+        return self._connection.is_dead or self._connection.has_dead_sandbox
+
+    def sandbox_report(self) -> SandboxReport:
+        """See ``Model.sandbox_report``; what the process alone knows is what it says."""
+        if self._is_closed or self._connection.is_dead:
+            limits = {name: getattr(self.limits, name) for name in ("memory_bytes", "threads")}
+            state = "closed" if self._is_closed else "dead"
+            found = {"state": state, "imports": (), "files": (), "memory_bytes": 0, "blas": False, "limits": limits}
+        else:
+            found = self._ask("sandbox_report", {}, "report on the sandbox", values.report_from_wire)
+        return made_report(self.limits, self.load, found, isolation="process", confinement=dict(self._confinement))
+
+
+class _Options:
+    """The keyword arguments of ``Model``, which says what they mean."""
+
+    def __init__(
+        self,
+        params: ModelParams | None = None,
+        context_params: ContextParams | None = None,
+        progress: Progress | None = None,
+        n_threads: int | None = None,
+        memory_limit_bytes: int | None = None,
+        load: Load | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if load not in (None, "map", "copy", "snapshot"):
+            raise RequestError("load a model", f"load={load!r} is none of 'map', 'copy' and 'snapshot'")
+        self.params, self.context_params, self.progress = params, context_params, progress
+        self.n_threads, self.memory_limit_bytes, self.load, self.limits = n_threads, memory_limit_bytes, load, limits
+
+
+def _checked(messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the messages as plain values; raises ``RequestError`` as a model in this process does."""
+    ChatRequest(messages, template_kwargs=template_kwargs or {}).to_json()
+    return [dict(message) for message in messages]
+
+
+def _table(value: Value) -> dict[str, str]:
+    return {values.text(key): values.text(item) for key, item in values.mapping(value).items()}
