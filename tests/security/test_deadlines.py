@@ -5,20 +5,26 @@ How late is measured elsewhere: here the bounds only tell an end from none, on w
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 import pyllama_wasm as pw
+from pyllama_wasm import loaded_model
+from pyllama_wasm._snapshot import Snapshot
 from pyllama_wasm.errors import DeadlineError, GuestDiedError
 from pyllama_wasm.host import Engine
 from pyllama_wasm.host.watchdog import watchdog
 from tests.wasm.guests import CANCEL, SPIN, STOP, THREAD_IMPORTS, THREADS, guest
+
+from .overrun import KINDS, Bench, Files, Kind
 
 GENEROUS_S = 10.0
 LONG_PROMPT = "Tell me about the history of the world in great detail. " * 150
@@ -279,10 +285,56 @@ def test_many_short_deadlines_leave_right_answers_and_a_model_that_goes_on(tiny:
         assert tiny.generate("abc", max_tokens=30, ignore_eos=True, temperature=0).tokens == expected
 
 
+def test_a_leader_does_not_wait_behind_another_call_beyond_its_deadline(tiny: pw.Model) -> None:
+    expected = tiny.generate("abc", max_tokens=4, ignore_eos=True, temperature=0).tokens
+    gate, begun = threading.Event(), threading.Event()
+
+    def long_call() -> None:
+        begun.set()
+        gate.wait(GENEROUS_S)
+
+    other = threading.Thread(target=tiny.engine.run, args=(long_call,))
+    other.start()
+    begun.wait(GENEROUS_S)
+    ends(lambda: tiny.generate("abc", max_tokens=4, deadline_s=0.1))
+    assert not gate.is_set() and other.is_alive()
+    gate.set()
+    other.join(GENEROUS_S)
+    assert tiny.generate("abc", max_tokens=4, ignore_eos=True, temperature=0).tokens == expected
+
+
+@pytest.mark.parametrize("load", ["map", "snapshot"])
+def test_a_load_ends_before_anything_runs(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
+    """The copy of the file and the look at its header take their time from the same deadline."""
+    monkeypatch.setattr(loaded_model, "check_fits", lambda *_: time.sleep(0.06))
+    for deadline_s in (1e-6, 0.05):
+        limits = pw.Limits(deadline_s=deadline_s)
+        error = ends(lambda limits=limits: pw.Model(tiny_path, load=load, limits=limits))  # type: ignore[misc]
+        assert error.operation == "load tiny.gguf"
+
+
+def test_reading_a_long_header_ends(tiny_path: Path, tmp_path: Path) -> None:
+    bomb = write_kv_bomb(tiny_path, tmp_path / "bomb.gguf", 90_000)
+    assert len(pw.GGUFReader(bomb).metadata) > 90_000
+    with pw.deadline(0.01):
+        ends(lambda: pw.GGUFReader(bomb))
+
+
+def test_a_snapshot_that_another_load_makes_is_not_waited_for_longer(tiny_path: Path) -> None:
+    fd = os.open(tiny_path, os.O_RDONLY)
+    try:
+        snapshot = Snapshot.of(fd, 1 << 30, "load")
+        with snapshot._lock, pw.deadline(0.05):
+            ends(lambda: Snapshot.of(fd, 1 << 30, "load"))
+        assert Snapshot.of(fd, 1 << 30, "load") is snapshot
+    finally:
+        os.close(fd)
+
+
 def test_a_stream_nobody_reads_is_ended_by_its_next_piece(tiny: pw.Model) -> None:
-    stream = tiny.stream("abc", max_tokens=None, ignore_eos=True, deadline_s=0.2)
+    stream = tiny.stream("abc", max_tokens=None, ignore_eos=True, deadline_s=1)
     assert next(stream)
-    time.sleep(0.3)
+    time.sleep(1.1)
     ends(lambda: list(stream))
     assert stream.completion is not None and stream.completion.finish_reason == "cancelled"
     assert is_usable(tiny)
@@ -302,3 +354,26 @@ def test_a_bad_deadline_is_a_request_error(tiny: pw.Model, seconds: object) -> N
     for call in calls:
         with pytest.raises(pw.RequestError, match="positive number of seconds"):
             call("abc", deadline_s=seconds)
+
+
+# -- every kind of call that is measured (overrun.py), without a bound on how late it may be --------------------------
+
+SHORT = {"context of 8192", "template of loops", "clear 32768", "samplers over 50,000 tokens"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name in SHORT], ids=lambda kind: kind.name)
+def test_kinds_that_are_measured_end_and_leave_the_engine_usable_or_dead(kind: Kind, tmp_path: Path) -> None:
+    bench = Bench(Files(tmp_path), n_threads=2)
+    try:
+        for deadline_s in (0.02, 0.2):
+            call = bench.prepared(kind)
+            own = bench._model
+            assert own is not None
+            try:
+                with pw.deadline(deadline_s):
+                    ends(call)
+            except pytest.fail.Exception:
+                assert not kind.is_endless  # it was done before
+            is_usable(own)
+    finally:
+        bench.close()

@@ -6,14 +6,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import gguf
+
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 """``gguf_type``."""
 
 _FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", U64: "Q", I64: "q", F64: "d"}
 _BYTES = {kind: struct.calcsize(f"<{code}") for kind, code in _FORMATS.items()}
 
-# Bytes of a block and weights in it, of the tensor types that the good files hold.
-_BLOCKS = {0: (4, 1), 1: (2, 1), 2: (18, 32)}
+# Bytes of a block and weights in it.
+_BLOCKS = {int(kind): (block_bytes, block) for kind, (block, block_bytes) in gguf.GGML_QUANT_SIZES.items()}
 
 
 def text(value: bytes | str, n: int | None = None) -> bytes:
@@ -172,12 +174,17 @@ class _Parser:
         begin = self.at
         if kind == ARRAY:
             item, n = self.number("I"), self.number("Q")
-            for _ in range(n):
-                self.value(item)
+            if item in _BYTES:
+                self.at += n * _BYTES[item]
+            else:
+                for _ in range(n):
+                    self.value(item)
         elif kind == STRING:
             self.string()
         else:
             self.at += _BYTES[kind]
+        if self.at > len(self._data):
+            raise ValueError("a value ends beyond the file")
         return self._data[begin : self.at]
 
 
