@@ -225,6 +225,7 @@ def test_reading_works_where_there_is_no_pread(model: Path, monkeypatch: pytest.
     for thread in threads:
         thread.join()
     assert wrong == []
+    table.revoke(file.guest_path)
     written = found(table, table.grant(model, "w"))
     assert written.write_at(memoryview(b"abc"), 3) == 3
     assert model.read_bytes() == b"\0\0\0abc"

@@ -245,12 +245,12 @@ def test_unusable_cache_folder_only_costs_time(tmp_path: Path, monkeypatch: pyte
 
 
 def test_old_entries_are_dropped(cache: Path, tmp_path: Path) -> None:
-    for answer in range(7):
+    for answer in range(11):
         load_afresh(wasm_file(tmp_path, answer, f"{answer}.wasm"))
         time.sleep(0.01)
-    assert len(list(cache.glob("*.cwasm"))) == 4
+    assert len(list(cache.glob("*.cwasm"))) == 8
     stages: list[str] = []
-    assert load_afresh(tmp_path / "6.wasm", stages) == 6
+    assert load_afresh(tmp_path / "10.wasm", stages) == 10
     assert not is_compiled(stages)
 
 
