@@ -9,11 +9,13 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +24,10 @@ import numpy as np
 from ._atomic_file import PREFIX, put_in_place
 from .deadline import current_deadline
 from .errors import HostError, PyllamaError
+from .estimate import estimate_source
 from .host import module_digest
-from .host.cache import CodeCache
+from .host.cache import CodeCache, require_ours
+from .host.files import GrantedFile
 from .limits import MAX_MEMORY_BYTES
 
 if TYPE_CHECKING:
@@ -39,10 +43,13 @@ ENVIRONMENT_VARIABLE = "PYLLAMA_WASM_REPACKED_BYTES"
 
 _KEPT_BYTES = 16 << 30
 _SMALLEST_BYTES = 32 << 20  # of a model that is worth it
-_GROWTH = 1.1  # a file of repacked weights, to the model's
+_LEAST_SHARE = 0.25  # of the model that repacked weights are taken for, whatever the estimate says
+_USUAL_CTX = 4096  # where nobody says how many tokens a context is to have
+_READ_OTHERWISE = {"clef"}  # its output matrix is also looked up row by row, which repacked weights cannot be
 _SPARE_BYTES = 1 << 30  # of the disk, left to others
 _LEFTOVER_S = 3600.0
 _WRITE_BYTES = 8 << 20
+_SAMPLES, _SAMPLE_BYTES = 48, 4096  # of a file, by which it is recognized
 _SUFFIX = ".weights"
 _WOVEN = 1  # pw_repack_end: into one buffer, of the sandbox's own memory
 
@@ -53,40 +60,61 @@ class Repacking:
     def __init__(self, model: LoadedModel, source: ModelSource, guest_paths: Sequence[str]) -> None:
         """Decide for a model that is about to be loaded, and tell its sandbox of the file of an earlier load.
 
-        Without a wish in ``params`` weights are repacked where a file can be kept for the next load, and where the
-        copy takes no more than half of the memory that the model itself leaves.
+        Without a wish in ``params`` weights are repacked where there is such a file or one can be kept for the next
+        load, and where the copy leaves room for a context and takes no more than half of what the model leaves.
         """
         self._engine, self._native, self._guest_paths = model.engine, model.native, guest_paths
         params = model.params
         self._settings = f"{sorted(params.kv_overrides.items())!r} {params.load_mtp}"
-        size = sum(file.size_bytes() for path in guest_paths if (file := self._engine.files.find(path)))
-        is_mapped = model.load == "map" and params.load_mode == "mmap" and source.is_named
-        has_weights = not (params.vocab_only or params.no_alloc)
         self._folder: Path | None = None
         """Where files are kept, if one is to be for this model."""
-        if is_mapped and has_weights and params.use_extra_bufts is not False and size >= _SMALLEST_BYTES:
-            self._folder = _folder()
-        wish = params.use_extra_bufts
-        if wish is None and params.deterministic:
-            wish = False  # else results could depend on what the disk and the memory have room for
-        elif wish is None:
-            limit = min(model.limits.memory_bytes or MAX_MEMORY_BYTES, MAX_MEMORY_BYTES)
-            wish = self._folder is not None and size * _GROWTH <= (limit - size) / 2
-        self.is_on = has_weights and wish
+        self._key = self._guest_path = ""
+        size = sum(file.size_bytes() for path in guest_paths if (file := self._engine.files.find(path)))
+        is_mapped = model.load == "map" and params.load_mode == "mmap" and source.is_named
+        # Else what a model answers would depend on what lies on the disk.
+        wish = False if params.deterministic and params.use_extra_bufts is None else params.use_extra_bufts
+        if params.vocab_only or params.no_alloc or _architecture(source) in _READ_OTHERWISE:
+            wish = False
+        if is_mapped and wish is not False and size >= _SMALLEST_BYTES and (folder := _folder()) is not None:
+            self._folder, self._key = folder, self._identity()
+            self._guest_path = self._grant(folder)
+        self.is_on = self._is_worth_it(model, source, size) if wish is None else wish
         """Whether llama.cpp is to offer weights for repacking."""
-        self._key = self._identity() if self.is_on and self._folder is not None else ""
-        self._guest_path = self._grant()
         self._engine.run(self._begin, source.operation)
 
-    def _grant(self) -> str:
+    def _is_worth_it(self, model: LoadedModel, source: ModelSource, size: int) -> bool:
+        if self._folder is None or not self._key:
+            return False
+        params = model.context_params
+        try:
+            estimate = estimate_source(source, replace(params, n_ctx=params.n_ctx or _USUAL_CTX))
+        except PyllamaError:  # the load says what is wrong, if anything is
+            return False
+        if not estimate.repacked_bytes:
+            return False
+        limit = min(model.limits.memory_bytes or MAX_MEMORY_BYTES, MAX_MEMORY_BYTES)
+        copy = max(estimate.repacked_bytes, size * _LEAST_SHARE)
+        if copy > (limit - size) / 2 or estimate.total_bytes + copy > limit:
+            return False
+        return bool(self._guest_path) or (current_deadline() is None and _has_room(self._folder, int(copy)))
+
+    def _grant(self, folder: Path) -> str:
         """Have the sandbox read the file of an earlier load, if there is one; return its guest path."""
-        if not self._key or self._folder is None:
-            return ""
-        file = self._folder / f"{self._key}{_SUFFIX}"
-        with suppress(PyllamaError, OSError):  # none there, or too many granted: the sandbox weaves again
-            if file.is_file():
-                os.utime(file)
-                return self._engine.files.grant(file)
+        for file in folder.glob(f"{self._key}-*{_SUFFIX}"):
+            try:
+                require_ours(file, stat.S_ISREG)
+                guest_path = self._engine.files.grant(file)
+            except (PyllamaError, OSError) as error:  # too many granted, say: the sandbox weaves again
+                logger.debug("repacked weights are not used: %s", error)
+                continue
+            granted = self._engine.files.find(guest_path)
+            if granted is not None and file.stem == f"{self._key}-{_sampled_digest(granted)}":
+                with suppress(OSError):  # a folder that cannot be written can still be read
+                    os.utime(file)
+                return guest_path
+            self._engine.files.revoke(guest_path)
+            logger.warning("repacked weights %s are made again: they are not what was written", file.name)
+            _remove(file)
         return ""
 
     def _begin(self) -> None:
@@ -107,14 +135,13 @@ class Repacking:
         """Keep what the sandbox has woven, unless a file has changed meanwhile. Failing to is no error."""
         if self._guest_path:
             self._engine.files.revoke(self._guest_path)
-        if not self._key or self._folder is None or current_deadline() is not None:
+        if not self.is_on or not self._key or self._folder is None or current_deadline() is not None:
             return
         made, address, size = self._engine.run(self._end, "load a model")
-        if made != _WOVEN or self._identity() != self._key:
-            return
         try:
-            self._keep(self._folder, address, size)
-        except OSError as error:
+            if made == _WOVEN and self._identity() == self._key and _has_room(self._folder, size):
+                self._keep(self._folder, address, size)
+        except (OSError, RuntimeError, MemoryError, HostError) as error:  # RuntimeError: no more threads
             logger.warning("repacked weights are not kept in %s: %s", self._folder, error)
 
     def _identity(self) -> str:
@@ -126,12 +153,10 @@ class Repacking:
                 return ""
             info = file.status()
             parts.append(f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}")
+            parts.append(_sampled_digest(file))  # not every file system keeps times and numbers of its own
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def _keep(self, folder: Path, address: int, size: int) -> None:
-        limit = kept_bytes()
-        if size > limit or shutil.disk_usage(folder).free < size + _SPARE_BYTES:
-            return
         fd, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)  # mode 0600
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
@@ -139,21 +164,42 @@ class Repacking:
                     data = memoryview(self._engine.memory.read(address + offset, min(_WRITE_BYTES, size - offset)))
                     while data:
                         data = data[file.write(data) or 0 :]
+            copy = GrantedFile(os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0)), name, False)
+            target = folder / f"{self._key}-{_sampled_digest(copy)}{_SUFFIX}"
+            copy.revoke()
+            # It gets its name when the disk has the content; nobody need wait for that.
+            threading.Thread(target=_finish, args=(Path(name), target), name="pyllama-weights").start()
         except BaseException:
             _remove(Path(name))
             raise
-        target = folder / f"{self._key}{_SUFFIX}"
-        # It gets its name when the disk has the content; nobody need wait for that.
-        threading.Thread(target=_finish, args=(Path(name), target, limit), name="pyllama-weights").start()
 
 
-def _finish(file: Path, target: Path, limit: int) -> None:
+def _finish(file: Path, target: Path) -> None:
     try:
         put_in_place([file], [target])
-        _prune(target.parent, limit)
     except OSError as error:
         _remove(file)
         logger.warning("repacked weights are not kept in %s: %s", target.parent, error)
+    with suppress(OSError):
+        _prune(target.parent, kept_bytes())
+
+
+def _architecture(source: ModelSource) -> str:
+    try:
+        return source.header().architecture
+    except PyllamaError:
+        return ""
+
+
+def _sampled_digest(file: GrantedFile) -> str:
+    """Return a digest of the file's size, its ends and pages between, evenly spread; raises ``OSError``."""
+    size = file.size_bytes()
+    found = hashlib.sha256(str(size).encode())
+    buffer = bytearray(_SAMPLE_BYTES)
+    for i in range(_SAMPLES):
+        n = file.read_at(memoryview(buffer), max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+        found.update(buffer[:n])
+    return found.hexdigest()[:16]
 
 
 def kept_bytes() -> int:
@@ -174,17 +220,37 @@ def _folder() -> Path | None:
     folder = cache / "weights"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        require_ours(folder, stat.S_ISDIR)
     except OSError as error:
         logger.warning("repacked weights are not kept in %s: %s", folder, error)
         return None
     return folder
 
 
+def _has_room(folder: Path, size: int) -> bool:
+    """Return whether a file of ``size`` bytes may be kept; files not used for longest make room for it."""
+    limit = kept_bytes()
+    if size > limit:
+        return False
+    _prune(folder, limit - size)
+    while (is_full := shutil.disk_usage(folder).free < size + _SPARE_BYTES) and _prune_one(folder):
+        continue
+    return not is_full
+
+
+def _kept_files(folder: Path) -> list[tuple[os.stat_result, Path]]:
+    """Return the files with what the system says of them, the ones used last first; another process may remove some."""
+    files = []
+    for file in folder.iterdir():
+        with suppress(OSError):
+            files.append((file.stat(), file))
+    return sorted(files, key=lambda item: -item[0].st_mtime)
+
+
 def _prune(folder: Path, limit: int) -> None:
     """Drop what has not been used for longest, and what processes that ended have left half written."""
     total, now = 0, time.time()
-    files = [(file.stat(), file) for file in folder.iterdir()]
-    for info, file in sorted(files, key=lambda item: -item[0].st_mtime):
+    for info, file in _kept_files(folder):
         if file.name.startswith(PREFIX):
             is_unwanted = now - info.st_mtime > _LEFTOVER_S
         else:
@@ -192,6 +258,14 @@ def _prune(folder: Path, limit: int) -> None:
             is_unwanted = total > limit
         if is_unwanted:
             _remove(file)
+
+
+def _prune_one(folder: Path) -> bool:
+    """Drop the file not used for longest; False when there is none."""
+    files = [file for _, file in _kept_files(folder) if not file.name.startswith(PREFIX)]
+    if files:
+        _remove(files[-1])
+    return bool(files)
 
 
 def _remove(file: Path) -> None:

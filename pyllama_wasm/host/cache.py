@@ -134,7 +134,7 @@ class CodeCache:
         """Where the code is kept; None when that folder cannot be used."""
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _require_ours(path, stat.S_ISDIR)
+            require_ours(path, stat.S_ISDIR)
             self.folder = path = path.resolve()  # links on the way there may be changed later
             _require_fixed(path)
         except OSError as error:
@@ -145,7 +145,7 @@ class CodeCache:
         """Return the module of that key, or None when there is none that can be used; a damaged file is removed."""
         for file in self._files(key):
             try:
-                _require_ours(file, stat.S_ISREG)
+                require_ours(file, stat.S_ISREG)
                 if file_digest(file) != file.stem.partition("-")[2]:
                     raise OSError("its content does not match its name")
                 module = wasmtime.Module.deserialize_file(engine, str(file))
@@ -186,7 +186,7 @@ class CodeCache:
                 _remove(file)
 
 
-def _require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
+def require_ours(path: Path, is_kind: Callable[[int], bool]) -> None:
     """Raise ``OSError`` unless nobody else can write ``path``. On Windows the user's profile sees to that."""
     info = path.lstat()
     if not is_kind(info.st_mode):

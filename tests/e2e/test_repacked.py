@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,15 +92,25 @@ def test_a_second_load_maps_the_file_of_the_first(quantized: Path, folder: Path)
             assert logits(first).tobytes() == logits(second).tobytes()
 
 
-def test_a_file_of_another_size_is_not_used(quantized: Path, folder: Path) -> None:
+def test_a_damaged_file_is_not_used(quantized: Path, folder: Path) -> None:
     with load(quantized) as model:
         expected = logits(model)
     (file,) = kept_files(folder, 1)
     whole = file.read_bytes()
-    for damaged in (b"", whole[:-64], whole + bytes(64)):
+    for damaged in (b"", whole[:-64], whole + bytes(64), bytes(len(whole))):
         file.write_bytes(damaged)
         with load(quantized) as model:
             assert logits(model).tobytes() == expected.tobytes()
+        assert [path.read_bytes() for path in kept_files(folder, 1)] == [whole]
+
+
+def test_a_load_with_a_deadline_weaves_nothing(quantized: Path, folder: Path) -> None:
+    with pw.deadline(60), load(quantized) as model:
+        assert not model._repacking.is_on
+    with load(quantized):
+        kept_files(folder, 1)
+    with pw.deadline(60), load(quantized) as model:
+        assert model._repacking.is_on
 
 
 def test_saving_gives_the_weights_as_they_were(quantized: Path, folder: Path, tmp_path: Path) -> None:
@@ -168,7 +179,7 @@ def test_what_is_no_file_is_not_repacked_unless_asked(small: Path, folder: Path)
 def test_too_little_memory_leaves_the_weights_as_they_are(
     small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_repacked, "_GROWTH", 1e6)  # as if the copy took that many times the model
+    monkeypatch.setattr(_repacked, "_LEAST_SHARE", 1e6)  # as if the copy took that many times the model
     with load(small) as model:
         assert not model._repacking.is_on
     assert not list(folder.iterdir())
@@ -178,7 +189,9 @@ def test_a_full_disk_is_no_error(
     small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_repacked, "_SPARE_BYTES", 1 << 62)
-    with load(small) as model:
+    with load(small) as model:  # what cannot be kept would be woven at every load
+        assert not model._repacking.is_on
+    with load(small, use_extra_bufts=True) as model:
         assert model._repacking.is_on
     assert not list(folder.iterdir())
 
@@ -186,6 +199,17 @@ def test_a_full_disk_is_no_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_repacked, "_SPARE_BYTES", 0)
+    with monkeypatch.context() as patched:  # no thread to be had
+
+        def begin(thread: threading.Thread, start: Callable[..., None] = threading.Thread.start) -> None:
+            if thread.name == "pyllama-weights":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        patched.setattr(threading.Thread, "start", begin)
+        with load(small) as model:
+            assert logits(model).shape[0] == 2
+    assert not list(folder.iterdir())
     monkeypatch.setattr(_repacked, "put_in_place", full)
     with load(small) as model:
         assert logits(model).shape[0] == 2

@@ -260,18 +260,28 @@ PW_EXPORT("pw_chat_feed") char * pw_chat_feed(pw_chat * chat, const char * text,
 
 // -- what the answer may be -------------------------------------------------------------------------------------------------------
 
-// The tokens that the template has already put into the prompt, as common_sampler_init finds them.
-static std::vector<llama_token> prefill_of(const llama_vocab * vocab, const std::string & prompt) {
-    std::vector<llama_token> prefill;
-    const auto tokens = tokens_of(vocab, prompt);
-    for (size_t i = 0; i < tokens.size(); i++) {
-        const std::string piece = common_token_to_piece(vocab, tokens[i], true);
-        if (i == 0 && !piece.empty() && isspace(piece[0]) && !isspace(prompt[0])) {
-            continue;  // some tokenizers add a space before the first special token
+// The last of the tokens, whose text is `text`; none where it does not begin with a token.
+static std::vector<llama_token> last_of(const llama_vocab * vocab, const std::vector<llama_token> & tokens, const std::string & text) {
+    std::string tail;
+    for (size_t i = tokens.size(); i-- > 0 && tail.size() < text.size();) {
+        tail = common_token_to_piece(vocab, tokens[i], true) + tail;
+        if (tail == text) {
+            return {tokens.begin() + i, tokens.end()};
         }
-        prefill.push_back(tokens[i]);
     }
-    return prefill;
+    return {};
+}
+
+// The tokens that the template has already put into the prompt. Where the tokenizer begins with a space of its own, that is left
+// out; where it makes one token of it and what follows, behind a line feed it does not.
+static std::vector<llama_token> prefill_of(const llama_vocab * vocab, const std::string & prompt) {
+    const auto tokens = tokens_of(vocab, prompt);
+    for (const auto & found : {last_of(vocab, tokens, prompt), last_of(vocab, tokens_of(vocab, "\n" + prompt), prompt)}) {
+        if (!found.empty()) {
+            return found;
+        }
+    }
+    return tokens;
 }
 
 static llama_sampler * grammar_of(const pw_chat & chat, const llama_vocab * vocab, const std::vector<llama_token> & prefill) {

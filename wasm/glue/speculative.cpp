@@ -1,5 +1,5 @@
-// Speculative decoding by n-grams of the text itself (prompt lookup), by common's implementations: they propose tokens, the
-// caller verifies them with the target context. Kinds that need a draft model are refused here.
+// Speculative decoding by common's implementations: n-grams of the text itself (prompt lookup), or a small model that reads
+// along, propose tokens, and the caller verifies them with the target context.
 #include "glue.h"
 
 #include "common.h"
@@ -14,6 +14,7 @@ struct pw_speculative {
     common_speculative_ptr    impl;
     llama_tokens              prompt;
     llama_tokens              draft;
+    common_batch              batch;
 };
 
 static bool is_ngram(common_speculative_type type) {
@@ -41,6 +42,43 @@ pw_speculative * pw_speculative_new(const char * type_name, llama_context * targ
             throw std::runtime_error("speculation of kind " + std::string(type_name) + " could not be started");
         }
         return speculative.release();
+    });
+}
+
+// Whether a model can propose tokens for another: 1 or 0. Both must have a vocabulary of texts.
+PW_EXPORT("pw_speculative_compatible") int32_t pw_speculative_compatible(const llama_model * target, const llama_model * draft) {
+    return pw_guard([&] { return (int32_t) common_speculative_are_compatible(target, draft); });
+}
+
+// Of one sequence: up to `n_max` tokens that `draft`, the context of another model, finds likelier than `p_min`.
+PW_EXPORT("pw_speculative_new_draft")
+pw_speculative * pw_speculative_new_draft(llama_context * target, llama_context * draft, int32_t n_max, float p_min) {
+    return pw_guard([&] {
+        auto speculative     = std::make_unique<pw_speculative>();
+        auto & params        = speculative->params;
+        params.types         = {COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE};
+        params.draft.ctx_tgt = target;
+        params.draft.ctx_dft = draft;
+        params.draft.n_max   = std::clamp(n_max, 1, 1024);
+        params.draft.p_min   = p_min;
+        speculative->batch   = common_batch(draft);
+        speculative->impl.reset(common_speculative_init(params, 1));
+        if (!speculative->impl) {
+            throw std::runtime_error("speculation with a draft model could not be started");
+        }
+        return speculative.release();
+    });
+}
+
+// Let the draft model read tokens of sequence 0, no more than its context takes at once; answers whether it could.
+PW_EXPORT("pw_speculative_process")
+int32_t pw_speculative_process(pw_speculative * speculative, const llama_token * tokens, int32_t n_tokens, llama_pos pos) {
+    return pw_guard([&] {
+        speculative->batch.clear();
+        for (int32_t i = 0; i < n_tokens; i++) {
+            speculative->batch.add(tokens[i], pos + i, 0, i == n_tokens - 1);
+        }
+        return (int32_t) common_speculative_process(speculative->impl.get(), speculative->batch);
     });
 }
 

@@ -11,6 +11,7 @@
 
 #include "../sysroot/pw.h"
 
+#include <cstring>
 #include <fcntl.h>
 #include <string>
 #include <sys/mman.h>
@@ -19,6 +20,8 @@
 ggml_backend_buffer_type_t pw_repack_buffer_type(void);
 
 namespace {
+
+constexpr size_t ALIGNMENT = 64;
 
 // What the load under way repacks; loads come one after another.
 struct {
@@ -41,8 +44,10 @@ struct strip_traits : ggml::cpu::tensor_traits {
     }
 };
 
+// Whether weights, or what they are a view of, are in a buffer of ours. Strips have no place for views.
 bool is_ours(const ggml_tensor * weights) {
-    return weights->buffer && weights->buffer->buft == pw_repack_buffer_type();
+    const ggml_backend_buffer_t buffer = weights->view_src ? weights->view_src->buffer : weights->buffer;
+    return buffer && buffer->buft == pw_repack_buffer_type();
 }
 
 struct strip_buffer_type : ggml::cpu::extra_buffer_type {
@@ -53,7 +58,11 @@ struct strip_buffer_type : ggml::cpu::extra_buffer_type {
     }
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        return op->op == GGML_OP_MUL_MAT && is_ours(op->src[0]) ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra) : nullptr;
+        if (!op->src[0] || !is_ours(op->src[0])) {
+            return nullptr;
+        }
+        GGML_ASSERT(op->op == GGML_OP_MUL_MAT && op->src[0]->extra && "repacked weights are only multiplied with");
+        return static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra);
     }
 };
 
@@ -72,7 +81,10 @@ const strip_format * whole(const ggml_tensor * tensor, size_t offset, size_t siz
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     const strip_format * format = whole(tensor, offset, size);
-    pw_weave(format, tensor, static_cast<uint8_t *>(tensor->data), static_cast<uint8_t *>(const_cast<void *>(data)), true);
+    uint8_t * const      strips = static_cast<uint8_t *>(tensor->data);
+    const size_t         bytes  = pw_strip_bytes(format, tensor);
+    pw_weave(format, tensor, strips, static_cast<uint8_t *>(const_cast<void *>(data)), true);
+    memset(strips + bytes, 0, GGML_PAD(bytes, ALIGNMENT) - bytes);  // so that nothing else is kept with them
 }
 
 // A mapped buffer holds all of it already.
@@ -129,7 +141,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
 }
 
 size_t alignment(ggml_backend_buffer_type_t) {
-    return 64;
+    return ALIGNMENT;
 }
 
 size_t alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {

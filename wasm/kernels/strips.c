@@ -8,6 +8,7 @@
 #include "ggml-cpu.h"
 
 #define MIN_TILE_COLS 4
+#define MAX_BYTES ((size_t) 3 << 30)  // of a matrix: a strip may be some percent larger than its rows
 #define ALL_COLUMNS 163840  // bytes of repeated activations, on the stack
 
 static const strip_format * const FORMATS[] = {
@@ -15,11 +16,12 @@ static const strip_format * const FORMATS[] = {
 };
 
 const strip_format * pw_strip_format(const struct ggml_tensor * weights) {
-    if (weights->ne[1] % STRIP_ROWS || weights->ne[2] != 1 || weights->ne[3] != 1 || !ggml_is_contiguous(weights)) {
+    if (weights->ne[0] == 0 || weights->ne[1] == 0 || weights->ne[1] % STRIP_ROWS || weights->ne[2] != 1 || weights->ne[3] != 1 ||
+        weights->view_src || !ggml_is_contiguous(weights)) {
         return NULL;
     }
     for (size_t i = 0; i < sizeof(FORMATS) / sizeof(FORMATS[0]); i++) {
-        if (FORMATS[i]->type == weights->type) {
+        if (FORMATS[i]->type == weights->type && ggml_nbytes(weights) <= MAX_BYTES) {
             return FORMATS[i];
         }
     }
@@ -129,6 +131,7 @@ static void multiply_columns(const strip_format * format, const struct ggml_comp
 void pw_multiply_strips(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     const struct ggml_tensor * weights = dst->src[0], * y = dst->src[1];
     const strip_format *       format  = pw_strip_format(weights);
+    GGML_ASSERT(format && y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float) && ggml_is_contiguous(dst));
     quantize_activations(params, y, format->activations);
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);  // shares of rows, see matmul.c
