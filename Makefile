@@ -18,7 +18,7 @@ SOURCES := build/sources/llama.cpp/.fetched
 HOST_TESTS := $(wildcard tests/*/test_host_*.py) tests/unit/test_deadline.py tests/security/test_faults_cache.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fresh docs coverage pytest faults audit format wasm upstream native native-corpus bench bench-more clean distclean
+.PHONY: help demo test check lint types fresh docs coverage pytest faults audit format wasm upstream native native-corpus fuzz bench bench-more clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,12 +89,17 @@ native-corpus: $(VENV)/.test $(SOURCES) ## feed the corpus of public faults to n
 	$(BIN)/python -m tests.security.native_corpus
 	$(BIN)/python -m tests.security.page
 
+fuzz: $(VENV)/.test $(SOURCES) ## spoil inputs of every kind for MINUTES (10), guided by what they reach; builds a module for that
+	PYTHON=$(abspath $(BIN))/python wasm/build.sh --fuzz
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
 bench: $(VENV)/.bench $(VENV)/.model $(VENV)/.models $(SOURCES) ## measure beside native llama.cpp (ARGS="--quick": a selection); writes bench/results/
 	$(BIN)/python bench/run.py $(ARGS)
 
-bench-more: $(VENV)/.bench $(VENV)/.model ## measure what batching gains, and the host's share of a token
+bench-more: $(VENV)/.bench $(VENV)/.model ## measure what batching and speculation gain, and the host's share of a token
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/speculative.py
 
 clean: ## remove what builds and tests leave behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,16 +10,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from . import _abi
 from ._abi import LLAMA_CPP_BUILD
+from ._hub_list import CachedModel, list_models
 from .adapter import ControlVector, LoraAdapter
+from .async_api import AsyncChatStream, AsyncModel, AsyncTextStream
 from .batch import Batch
 from .candidates import Candidates
+from .chat import ChatPrompt
+from .chat_generation import ChatStream
 from .context import Context
 from .custom_sampler import CustomSampler
 from .deadline import deadline
 from .demo import demo_model
+from .draft_model import DraftModel
 from .embedding import Embeddings, RankedDocument
 from .errors import (
+    AnswerError,
     BatchFullError,
     CancelledError,
     ClosedError,
@@ -32,32 +41,58 @@ from .errors import (
     GuestTrapError,
     HostError,
     LimitError,
+    MissingExtraError,
+    ModelAccessError,
     ModelError,
     ModelFileError,
     ModelFormatError,
+    ModelNotFoundError,
+    OfflineError,
     OutOfMemoryError,
     OutputLimitError,
+    ProcessDiedError,
     PyllamaError,
     RequestError,
     SandboxError,
     UnsupportedModelError,
 )
 from .estimate import MemoryEstimate, estimate_memory
-from .generate import ChatStream, TextStream
+from .generate import TextStream
 from .gguf import GGUFArray, GGUFReader, GGUFTensor
+from .hub import pull, resolve_model
 from .imatrix import Imatrix, read_imatrix
 from .limits import Limits
+from .llama import Llama
+from .llama_async import AsyncChunks, AsyncLlama
+from .llama_cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache, LlamaState
+from .llama_chat_format import register_chat_completion_handler, register_chat_format
+from .llama_grammar import LlamaGrammar
+from .llama_processors import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+from .llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
+from .llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer
+from .llama_types import (
+    CreateChatCompletionResponse,
+    CreateChatCompletionStreamResponse,
+    CreateCompletionResponse,
+    CreateCompletionStreamResponse,
+    CreateEmbeddingResponse,
+)
 from .logs import LogSetup, configure_logging
 from .memory import Memory
 from .model import Model
+from .oneliners import chat, close_all, embed, generate, stream, warm_model
 from .params import ContextParams, ModelParams, SamplingParams
+from .prompt_cache import PromptCache
 from .quantize import QuantizeResult, quantize
 from .quantize_params import QUANTIZE_TYPES, QuantizeParams
 from .sampler import Sampler, SamplerPerf
 from .sampler_chain import SamplerChain
 from .sandbox_report import GrantedFile, SandboxReport
+from .speculative import PromptLookup
 from .state import State
-from .types import ChatCompletion, ChatMessage, Completion, ContextPerf, Timings, Usage
+from .tool_loop import ToolRun
+from .tools import TOOLS_TEMPLATE
+from .types import ChatCompletion, ChatMessage, Completion, ContextPerf, Timings, TokenLogprob, ToolCall, Usage
 from .vocab import Vocab
 
 __version__ = "0.1.0"
@@ -65,12 +100,23 @@ __version__ = "0.1.0"
 __all__ = [
     "LLAMA_CPP_BUILD",
     "QUANTIZE_TYPES",
+    "TOOLS_TEMPLATE",
+    "AnswerError",
+    "AsyncChatStream",
+    "AsyncChunks",
+    "AsyncLlama",
+    "AsyncModel",
+    "AsyncTextStream",
+    "BaseLlamaCache",
+    "BaseLlamaTokenizer",
     "Batch",
     "BatchFullError",
+    "CachedModel",
     "CancelledError",
     "Candidates",
     "ChatCompletion",
     "ChatMessage",
+    "ChatPrompt",
     "ChatStream",
     "ClosedError",
     "Completion",
@@ -79,8 +125,14 @@ __all__ = [
     "ContextParams",
     "ContextPerf",
     "ControlVector",
+    "CreateChatCompletionResponse",
+    "CreateChatCompletionStreamResponse",
+    "CreateCompletionResponse",
+    "CreateCompletionStreamResponse",
+    "CreateEmbeddingResponse",
     "CustomSampler",
     "DeadlineError",
+    "DraftModel",
     "Embeddings",
     "GGUFArray",
     "GGUFReader",
@@ -95,17 +147,35 @@ __all__ = [
     "Imatrix",
     "LimitError",
     "Limits",
+    "Llama",
+    "LlamaCache",
+    "LlamaDiskCache",
+    "LlamaDraftModel",
+    "LlamaGrammar",
+    "LlamaPromptLookupDecoding",
+    "LlamaRAMCache",
+    "LlamaState",
+    "LlamaTokenizer",
     "LogSetup",
+    "LogitsProcessorList",
     "LoraAdapter",
     "Memory",
     "MemoryEstimate",
+    "MinTokensLogitsProcessor",
+    "MissingExtraError",
     "Model",
+    "ModelAccessError",
     "ModelError",
     "ModelFileError",
     "ModelFormatError",
+    "ModelNotFoundError",
     "ModelParams",
+    "OfflineError",
     "OutOfMemoryError",
     "OutputLimitError",
+    "ProcessDiedError",
+    "PromptCache",
+    "PromptLookup",
     "PyllamaError",
     "QuantizeParams",
     "QuantizeResult",
@@ -118,16 +188,39 @@ __all__ = [
     "SandboxError",
     "SandboxReport",
     "State",
+    "StoppingCriteriaList",
     "TextStream",
     "Timings",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolRun",
     "UnsupportedModelError",
     "Usage",
     "Vocab",
     "__version__",
+    "chat",
+    "close_all",
     "configure_logging",
     "deadline",
     "demo_model",
+    "embed",
     "estimate_memory",
+    "generate",
+    "list_models",
+    "pull",
     "quantize",
     "read_imatrix",
+    "register_chat_completion_handler",
+    "register_chat_format",
+    "resolve_model",
+    "stream",
+    "warm_model",
 ]
+
+if not TYPE_CHECKING:  # else every misspelled name would have a type
+
+    def __getattr__(name: str) -> object:
+        """Return a constant of llama.cpp by its own name, as ``llama_cpp`` has them: ``LLAMA_POOLING_TYPE_MEAN``."""
+        if name.startswith(("LLAMA_", "GGML_")) and name in vars(_abi):
+            return vars(_abi)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,16 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from . import _abi
 from .errors import RequestError
 
-__all__ = ["Kind", "KvLayout", "check_kv", "pack_container", "pack_session", "unpack_container", "unpack_session"]
+__all__ = [
+    "Kind",
+    "KvLayout",
+    "check_kv",
+    "head_of",
+    "one_stream",
+    "pack_container",
+    "pack_session",
+    "unpack_container",
+    "unpack_session",
+    "with_streams",
+]
 
 Kind = Literal["context", "sequence"]
 
@@ -88,6 +100,33 @@ def unpack_session(kind: Kind, data: memoryview) -> tuple[list[int], memoryview]
     if n_tokens and int(tokens.min()) < 0:
         raise RequestError(OPERATION, f"token {int(tokens.min())} is none", _DAMAGED_HINT)
     return [int(token) for token in tokens], data[12 + 4 * n_tokens :]
+
+
+def head_of(read: Callable[[int], bytes], size_bytes: int) -> tuple[str, npt.NDArray[np.int32]]:
+    """Return the ``identity`` and the tokens that begin a container of a prompt's state, without reading the rest.
+
+    Whether it is whole, and what it says, is not checked. Raises ``RequestError`` for what is no such container.
+    """
+    head = read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(MAGIC):
+        raise RequestError(OPERATION, "it does not begin like a saved state", _DAMAGED_HINT)
+    _, version, n_header, _ = _HEAD.unpack(head)
+    if version != VERSION or n_header > _MAX_HEADER:
+        raise RequestError(OPERATION, f"version {version} of the format; this package writes {VERSION}")
+    try:
+        identity = json.loads(read(n_header)).get("identity")
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise RequestError(OPERATION, "its header is no JSON object") from error
+    session = read(12)
+    if not isinstance(identity, str) or len(session) < 12:
+        raise RequestError(OPERATION, "it is no state of a prompt")
+    magic, version, n_tokens = struct.unpack("<III", session)
+    if (magic, version) != SESSIONS["sequence"] or 4 * n_tokens > size_bytes:
+        raise RequestError(OPERATION, "it is no state of a prompt", _DAMAGED_HINT)
+    tokens = read(4 * n_tokens)
+    if len(tokens) < 4 * n_tokens:
+        raise RequestError(OPERATION, "its tokens end beyond the data", _DAMAGED_HINT)
+    return identity, np.frombuffer(tokens, "<i4").astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -196,3 +235,32 @@ def _check_tensors(reader: _Reader, n_cells: int, layout: KvLayout) -> None:
         else:
             _, row_bytes = reader.take("<iQ")
             reader.skip(row_bytes * n_cells)
+
+
+def with_streams(state: memoryview, layout: KvLayout, n_stream: int) -> bytes:
+    """Return a sequence's state as a context with ``n_stream`` KV buffers has it; ``layout`` is that of ``state``.
+
+    A sequence lies in one buffer, the others are empty, and the guest reads it into whichever is its own. Raises
+    ``RequestError`` as ``check_kv``.
+    """
+    check_kv("sequence", state, layout)
+    reader, found = _Reader(state), []
+    for _ in range(layout.n_caches):
+        reader.take("<I")
+        parts = []
+        for _ in range(layout.n_stream):
+            begin = len(state) - reader.n_left
+            (n_cells,) = reader.take("<I")
+            if n_cells:
+                _check_cells("sequence", reader, n_cells, layout)
+                _check_tensors(reader, n_cells, layout)
+                parts.append(state[begin : len(state) - reader.n_left])
+        if len(parts) > 1:
+            raise RequestError(OPERATION, f"one sequence in {len(parts)} KV buffers", _DAMAGED_HINT)
+        found.append(struct.pack("<I", n_stream) + b"".join(parts) + bytes(4 * (n_stream - len(parts))))
+    return b"".join(found)
+
+
+def one_stream(layout: KvLayout) -> KvLayout:
+    """Return the layout of the same state with a single KV buffer."""
+    return replace(layout, n_stream=1)

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from .context import Context
     from .loaded_model import LoadedModel
 
-__all__ = ["ControlVector", "LoraAdapter", "apply_control_vector", "apply_loras"]
+__all__ = [
+    "ControlVector",
+    "LoraAdapter",
+    "apply_control_vector",
+    "apply_loras",
+    "check_usable",
+    "checked_loras",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -243,21 +250,42 @@ Loras = Mapping[LoraAdapter, float] | Iterable[LoraAdapter] | LoraAdapter | None
 
 def apply_loras(context: Context, adapters: Loras) -> None:
     """Do what ``Context.set_loras`` says."""
+    scales = _checked_scales(context.model, adapters)
+
+    def job() -> None:
+        for adapter in scales:
+            check_usable(adapter)
+        _set_loras(context, scales)
+
+    context._run(job, _APPLY)
+
+
+def checked_loras(model: LoadedModel, adapters: Loras) -> tuple[tuple[LoraAdapter, float], ...]:
+    """Return those that have an effect, with their scales, in an order that does not depend on that of ``adapters``.
+
+    Raises as ``Context.set_loras`` does.
+    """
+    scales = _checked_scales(model, adapters)
+    for adapter in scales:
+        check_usable(adapter)
+    return tuple(sorted(((a, scale) for a, scale in scales.items() if scale), key=lambda item: id(item[0])))
+
+
+def check_usable(adapter: LoraAdapter) -> None:
+    """Raise ``ClosedError`` for an adapter that is closed."""
+    if adapter.is_closed:
+        raise ClosedError(_APPLY, f"{adapter.name} is closed", "load it again")
+
+
+def _checked_scales(model: LoadedModel, adapters: Loras) -> dict[LoraAdapter, float]:
     scales = _scales(adapters)
     for adapter, scale in scales.items():
         if not isinstance(adapter, LoraAdapter):
             raise RequestError(_APPLY, f"{adapter!r} is no adapter", _LOAD_HINT)
-        if adapter.model is not context.model:
+        if adapter.model is not model:
             raise RequestError(_APPLY, f"{adapter.name} was loaded for another model object")
         scales[adapter] = _finite(scale, adapter)
-
-    def job() -> None:
-        for adapter in scales:
-            if adapter.is_closed:
-                raise ClosedError(_APPLY, f"{adapter.name} is closed", "load it again")
-        _set_loras(context, scales)
-
-    context._run(job, _APPLY)
+    return scales
 
 
 def _scales(adapters: Loras) -> dict[LoraAdapter, float]:

@@ -15,21 +15,24 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._call_options import NO_OPTIONS, CallOptions
+from ._cancel_scope import current_scope
 from ._logits_processors import LogitsProcessor
+from ._logprobs import log_probabilities
 from .deadline import Deadline, current_deadline, within
 from .errors import CancelledError, ContextFullError, GuestStoppedError, RequestError
-from .lane import ENCODER
+from .lane import ENCODER, LORAS, SPECULATIVE
 from .params import SamplingParams
 from .sampler import Sampler
 from .slots import NO_KEY, Group, LaneKey, Request
 from .text import TextAssembler
-from .types import ChatCompletion, Completion, FinishReason, Timings, Usage
+from .types import Completion, FinishReason, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .host import Watch
     from .model import Model
 
-__all__ = ["ChatStream", "Generation", "GenerationRequest", "TextStream", "complete_all", "context_size"]
+__all__ = ["Generation", "GenerationRequest", "TextStream", "complete_all", "context_size"]
 
 C = TypeVar("C", bound=Completion)
 
@@ -52,6 +55,9 @@ class GenerationRequest:
     sampling: SamplingParams
     stops: tuple[str, ...] = ()
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    options: CallOptions = NO_OPTIONS
+    echo: str = ""
+    """What the text begins with, before anything is generated."""
 
 
 def context_size(n_prompt: int, max_tokens: int | None, n_ctx_train: int) -> int:
@@ -71,7 +77,9 @@ class Generation(Request, Generic[C]):
     def __init__(self, model: Model, request: GenerationRequest, kind: type[C], max_ahead: int | None = None) -> None:
         """Check the request against the model; nothing is computed yet. The thread's deadline holds for all of it."""
         self._model, self._request, self._kind = model, request, kind
-        self._deadline = current_deadline()
+        self._deadline, self._scope = current_deadline(), current_scope()
+        if self._scope is not None:
+            self._scope.add(self.interrupt)
         self._watch: Watch | None = None
         limit = model.context_params.n_ctx or model.n_ctx_train
         n_prompt = len(request.tokens)
@@ -84,8 +92,14 @@ class Generation(Request, Generic[C]):
         prompt, source, key = np.asarray(request.tokens, np.int32), None, NO_KEY
         if model.has_encoder:
             prompt, source, key = _for_encoder(model, prompt)
+        if request.options.loras:
+            key = (*key, (LORAS, request.options.loras))
+        if request.options.speculative is not None:
+            key = (*key, (SPECULATIVE, request.options.speculative))
         n_ctx = model.context_params.n_ctx or context_size(len(prompt), request.max_tokens, model.n_ctx_train)
-        super().__init__(prompt, n_ctx, source=source, key=key, max_ahead=max_ahead)
+        alone = model.params.deterministic
+        super().__init__(prompt, n_ctx, source=source, key=key, max_ahead=max_ahead, is_alone=alone)
+        self.takes_lane = self.takes_lane or request.options.speculative is not None
         self._n_ctx = n_ctx  # its own bound: the lane's may be larger
         self.is_cancelled = False
         self._sampler: Sampler | None = None
@@ -95,6 +109,13 @@ class Generation(Request, Generic[C]):
         self._unread: deque[tuple[str, int]] = deque()
         self._n_read = self._n_texts_read = 0
         self._finish_reason: FinishReason | None = None
+        self.wants_logits = request.options.logprobs is not None
+        self._logprobs: list[TokenLogprob] = []
+        self.read_logprobs: tuple[TokenLogprob, ...] | None = () if self.wants_logits else None
+        """Of a stream those of the tokens of the text that was read last; ``None`` where they were not asked for."""
+
+        if request.echo:
+            self._echo(request.echo)
         most = model.limits.output_bytes
         self._bytes_left = sys.maxsize if most is None else most
 
@@ -166,6 +187,22 @@ class Generation(Request, Generic[C]):
         self._model._scheduler.end_overdue(self, deadline.grace_s)
         return time.monotonic() + _LOOK_AGAIN_S if self.is_waited_for else None
 
+    def listen(self, ring: Callable[[], None]) -> None:
+        """Have ``ring`` called once there is something, for who waits in no thread: ``ListeningScheduler.listen``."""
+        self._model._scheduler.listen(self, ring)
+
+    def heard(self) -> None:
+        """Raise what went wrong, for who was rung."""
+        self._model._scheduler.heard(self)
+
+    def unlisten(self) -> None:
+        """Take ``listen`` back."""
+        self._model._scheduler.unlisten(self)
+
+    def interrupt(self) -> None:
+        """End the step that it takes part in, unless others do too: nobody wants what it gives."""
+        self._model._scheduler.interrupt(self)
+
     def next_text(self) -> str | None:
         """Wait for the next text and return it; ``None`` at the end."""
         if self._unread:
@@ -176,6 +213,8 @@ class Generation(Request, Generic[C]):
             return None
         text, n_tokens = self._unread.popleft()
         self._n_texts_read += 1
+        if self.wants_logits:
+            self.read_logprobs = tuple(self._logprobs[self._n_read : n_tokens])
         self._n_read = n_tokens
         self.n_unread = len(self._tokens) - n_tokens
         return text
@@ -202,13 +241,16 @@ class Generation(Request, Generic[C]):
                 load_s=self._model.load_s,
                 prompt_tokens=len(request.tokens) - self.n_cached if self._tokens else 0,
                 decode_tokens=max(len(self._tokens) - 1, 0),
+                draft_tokens=self.n_drafted,
+                accepted_tokens=self.n_accepted,
             ),
+            logprobs=tuple(self._logprobs[: len(tokens)]) if self.wants_logits else None,
         )
 
     def check(self) -> None:
         """Raise if the call was cancelled or its model closed, or if its deadline has come before its end."""
         self._model._check_open("generate")
-        if self.is_cancelled:
+        if self.is_cancelled or (self._scope is not None and self._scope.is_cancelled):
             raise CancelledError("generate", "it was cancelled")
         if self._deadline is not None and not self.is_ended:
             self._deadline.check("generate")
@@ -224,9 +266,26 @@ class Generation(Request, Generic[C]):
         """Return the sampler, made and shown the prompt by the first call."""
         if self._sampler is None:
             request = self._request
-            self._sampler = Sampler(self._model, request.sampling, request.logits_processors)
+            self._sampler = self._make_sampler(request)
             self._sampler._accept_prompt(list(request.tokens))
         return self._sampler
+
+    def _make_sampler(self, request: GenerationRequest) -> Sampler:
+        return Sampler(self._model, request.sampling, request.logits_processors)
+
+    def see_logits(self, token: int, logits: npt.NDArray[np.float32]) -> None:
+        """Note how likely a token was; before ``took`` is called with it."""
+        vocab, n_top = self._model.vocab, self._request.options.logprobs or 0
+        logprob, top = log_probabilities(logits, token, n_top)
+        self._logprobs.append(
+            TokenLogprob(
+                token=token,
+                text=vocab._step_text(token),
+                bytes=vocab._step_piece(token)[0],
+                logprob=logprob,
+                top=tuple((other, vocab._step_text(other), value) for other, value in top),
+            )
+        )
 
     def took(self, token: int, piece: bytes, is_eog: bool) -> None:
         """Turn a token into text, and end with the last one."""
@@ -242,9 +301,7 @@ class Generation(Request, Generic[C]):
             self._bytes_left -= len(piece)
             text = assembler.feed(piece)
             if text:
-                self._texts.append(text)
-                if self.max_ahead is not None:
-                    self._unread.append((text, len(tokens)))
+                self._emit(text)
             if self._has_stops and assembler.is_stopped:
                 reason = "stop"
             elif len(tokens) == self._request.max_tokens or len(self.prompt) + len(tokens) > self._n_ctx:
@@ -253,19 +310,30 @@ class Generation(Request, Generic[C]):
         if reason is not None:
             self._emit_rest(assembler.finish())
             self._finish_reason = cast(FinishReason, reason)
+            if self.keep is not None:
+                self.keep()
             self.is_ended = True
 
     def released(self) -> None:
         """Have the sampler freed."""
-        sampler, self._sampler = self._sampler, None
+        sampler, self._sampler, self.keep = self._sampler, None, None
         if sampler is not None:
             self._model._discard(sampler._release())
 
+    def _echo(self, text: str) -> None:
+        if not issubclass(Completion, self._kind):
+            raise RequestError("set echo", "an answer does not begin with its conversation", "use generate or stream")
+        self._emit(text)
+
+    def _emit(self, text: str) -> None:
+        self._texts.append(text)
+        if self.max_ahead is not None:
+            self._unread.append((text, len(self._tokens)))
+
     def _emit_rest(self, text: str) -> None:
+        """Emit the last text; once, with none left too, before the generation counts as ended."""
         if text:
-            self._texts.append(text)
-            if self.max_ahead is not None:
-                self._unread.append((text, len(self._tokens)))
+            self._emit(text)
 
 
 def _for_encoder(
@@ -275,7 +343,7 @@ def _for_encoder(
     start = model.vocab.bos if model.decoder_start_token is None else model.decoder_start_token
     if start is None:
         raise RequestError("generate", "the model has neither a token to start with nor a beginning token")
-    return np.asarray([start], np.int32), source, (ENCODER, 1 << max(len(source) - 1, 31).bit_length())
+    return np.asarray([start], np.int32), source, ((ENCODER, 1 << max(len(source) - 1, 31).bit_length()),)
 
 
 def complete_all(
@@ -293,7 +361,9 @@ def complete_all(
         generation.n_ctx = max(other.n_ctx for other in generations)  # so that each fits the slot of any other
         if generation not in running:
             generation.begin()
-    group = Group(min(n_parallel, max(len(running), 1)))
+    # Lanes of one slot each gain nothing by taking turns, and take memory.
+    is_serial = any(generation.takes_lane for generation in generations)
+    group = Group(1 if is_serial else min(n_parallel, max(len(running), 1)))
     try:
         model._calls.update(running)
         for generation in running:
@@ -332,10 +402,7 @@ class TextStream(Iterator[str]):
         if self._is_ended:
             raise StopIteration
         try:
-            if self._forget is None:
-                self._forget = weakref.finalize(self, self._generation.forget)
-                self._forget.atexit = False
-                self._generation.begin()
+            self._begin()
             text = self._generation.next_text()
         except BaseException:
             self.close()
@@ -344,6 +411,13 @@ class TextStream(Iterator[str]):
             self.close()
             raise StopIteration
         return text
+
+    def _begin(self) -> None:
+        """Have the generation begin, if it has not."""
+        if self._forget is None:
+            self._forget = weakref.finalize(self, self._generation.forget)
+            self._forget.atexit = False
+            self._generation.begin()
 
     def close(self) -> None:
         """End the generation. Doing it twice is fine."""
@@ -367,18 +441,28 @@ class TextStream(Iterator[str]):
         return self._generation.text
 
     @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Those of the tokens of the last piece, where ``logprobs`` was given, else ``None``.
+
+        A token that completes no text belongs to the piece of the next one that does, those at the end to none: the
+        completion has all.
+        """
+        return self._generation.read_logprobs
+
+    @property
+    def usage(self) -> Usage:
+        """How many tokens went in, and came out with the pieces read so far."""
+        return cast(Completion, self._generation.completion()).usage
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went so far."""
+        return cast(Completion, self._generation.completion()).timings
+
+    @property
     def completion(self) -> Completion | None:
         """Return the completion when the stream has ended or was closed, ``None`` before."""
         return cast(Completion, self._generation.completion()) if self._is_ended else None
-
-
-class ChatStream(TextStream):
-    """The pieces of an answer; its completion is a ``ChatCompletion``."""
-
-    @property
-    def completion(self) -> ChatCompletion | None:
-        """Return the completion when the stream has ended or was closed, ``None`` before."""
-        return cast(ChatCompletion | None, super().completion)
 
 
 def checked_prompt(tokens: Sequence[int], bos: int | None) -> tuple[int, ...]:

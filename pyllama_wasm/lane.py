@@ -13,23 +13,32 @@ import numpy.typing as npt
 
 from ._guest_step import NOT_ASKED, NOTHING, PIECE_BYTES, GuestStep
 from ._sampler_parts import nothing_chosen, sampling_error
+from .adapter import LoraAdapter
+from .adapter import check_usable as check_adapter
 from .context import Context
+from .deadline import current_deadline
 from .errors import CancelledError, ClosedError, GuestDiedError, UnsupportedModelError
 from .sampler import ends_all, sample_many
 from .slots import NO_KEY, LaneKey, Request, Slot, plan_step
+from .speculative import Speculation, Speculator
+from .speculative import check_usable as check_speculation
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .sampler import Sampler
 
-__all__ = ["ENCODER", "Lane", "ModelJobs", "step_tokens"]
+__all__ = ["ENCODER", "LORAS", "SPECULATIVE", "Lane", "ModelJobs", "step_tokens"]
 
 # A prefill step is one turn among the calls that share a model, and Ctrl-C waits for its current matrix product:
 # large models take smaller steps. 4e11 operations are some seconds of one desktop CPU.
 _OPERATIONS_PER_STEP = 4e11
 _SMALLEST_STEP = 32
 
+# What a lane's key can say: the tokens that an encoder reads at once, the adapters with their scales, and what proposes
+# tokens for its one slot.
 ENCODER = "encoder"
+LORAS = "loras"
+SPECULATIVE = "speculative"
 
 
 def step_tokens(n_params: int) -> int:
@@ -51,9 +60,12 @@ class ModelJobs:
         return self._model.engine.none_waits
 
     def run(self, job: Callable[[], None]) -> None:
-        """Run a job and wait for its end; an interrupt of the waiting thread ends the job."""
+        """Run a job and wait for its end; an interrupt of the waiting thread ends the job.
+
+        Raises ``DeadlineError`` for one whose turn has not come when the deadline of the waiting thread has.
+        """
         # A step is computed for several: each of them sees to its own deadline.
-        self._model._run_unbounded(self._model._marked(job, "generate"), "generate")
+        self._model._run_unbounded(self._model._marked(job, "generate"), "generate", current_deadline())
 
     def post(self, job: Callable[[], None]) -> None:
         """Have a job run in its turn; raises ``ClosedError``."""
@@ -80,12 +92,13 @@ class Lane:
         """Create the context; from any thread. Raises ``OutOfMemoryError`` or ``RequestError``."""
         limits = model.context_params
         n_batch = min(step_tokens(model.n_params), limits.n_ubatch, limits.n_batch)
-        if key and key[0] == ENCODER:  # an encoder reads everything at once
-            n_batch = max(n_batch, int(str(key[1])))
-        n_batch = max(n_batch, n_slots)
+        wanted = dict(key)
+        plan: Speculation | None = wanted.get(SPECULATIVE)
+        n_outputs = n_slots if plan is None else 1 + plan.n_draft
+        n_batch = max(n_batch, n_outputs, wanted.get(ENCODER, 0))  # an encoder reads everything at once
         params = replace(
-            limits, n_ctx=n_ctx * n_slots, n_batch=n_batch, n_ubatch=n_batch, n_seq_max=n_slots, n_outputs_max=n_slots,
-            kv_unified=False, embeddings=False,
+            limits, n_ctx=n_ctx * n_slots, n_batch=n_batch, n_ubatch=n_batch, n_seq_max=n_slots,
+            n_outputs_max=n_outputs, kv_unified=False, embeddings=False,
         )  # fmt: skip
         self.key = key
         self._model, self._vocab = model, model.vocab
@@ -93,15 +106,19 @@ class Lane:
         if not self.context._memory:  # each step computes what is new and reads what is kept
             self.context.close()
             raise UnsupportedModelError("generate", "the model keeps nothing from token to token")
+        self._loras: tuple[tuple[LoraAdapter, float], ...] = wanted.get(LORAS, ())
+        self._speculator: Speculator | None = None
+        self._open(plan)
         self.n_ctx_seq = self.context.n_ctx_seq
         self.slots = [Slot(i, self.n_ctx_seq) for i in range(n_slots)]
         # A recurrent state has no past to go back to, and a window that has moved on has lost what was before it.
         self.may_trim = not (model.is_recurrent or model.is_hybrid) and (limits.swa_full or not model.n_swa)
+        self._is_special = bool(self._loras) or self._speculator is not None
         self._turn = 0
         self._token, self._pos, self._seq_id = (np.zeros(n_batch, np.int32) for _ in range(3))
         self._logits = np.zeros(n_batch, np.int8)
         self._is_prompt = [False] * n_slots
-        self._outputs = [{i: i for i in range(n)} for n in range(n_slots + 1)]
+        self._outputs = [{i: i for i in range(n)} for n in range(n_outputs + 1)]
         self._guest_step: GuestStep | None = None
         self._rows: list[Slot] = []  # the slots that have the first rows of it
         self._n_pos = self.context._guest_batch.n_pos or 1 << 31
@@ -111,11 +128,24 @@ class Lane:
         """How many requests have a slot."""
         return sum(slot.run is not None for slot in self.slots)
 
+    def _open(self, plan: Speculation | None) -> None:
+        """Make what the key asks for besides a context."""
+        try:
+            if self._loras:
+                self.context.set_loras(dict(self._loras))
+            if plan is not None:
+                self._speculator = Speculator(self.context, plan)
+        except BaseException:
+            self.context.close()
+            raise
+
     def close(self) -> None:
         """Free the context; from any thread."""
         step, self._guest_step = self._guest_step, None
         if step is not None:
             self._model._discard(step.free)
+        if self._speculator is not None:
+            self._speculator.free()
         self.context.close()
 
     def step(self) -> None:
@@ -126,6 +156,8 @@ class Lane:
         ``GuestDiedError`` or ``ClosedError``.
         """
         began = perf_counter()
+        if self._is_special and (not self._has_all() or self._step_by_proposal(began)):
+            return
         direct = self._direct_slots()
         if direct is not None:
             if direct:
@@ -155,6 +187,22 @@ class Lane:
                 slot.run.prompt_s += seconds
             elif slot.run is not None:
                 slot.run.decode_s += seconds
+
+    def _has_all(self) -> bool:
+        """Whether all adapters and the draft model are there; when one was closed meanwhile nothing goes on."""
+        try:
+            for adapter, _ in self._loras:
+                check_adapter(adapter)
+            if self._speculator is not None:
+                check_speculation(self._speculator.plan)
+        except ClosedError as error:
+            self._fail(self.slots, error)
+            return False
+        return True
+
+    def _show_logits(self, run: Request, token: int, rank: int) -> None:
+        """Let a request see the logits of an output of the last batch."""
+        run.see_logits(token, self.context._logit_rows(rank)[rank])
 
     # -- where every request goes on by a token that the guest can choose: one call ------------------------------------
 
@@ -202,6 +250,9 @@ class Lane:
                 slot.n_tokens = n + 1
                 run.decode_s += seconds
                 try:
+                    if run.wants_logits:
+                        self.context._outputs = self._outputs[len(slots)]
+                        self._show_logits(run, token, row)
                     if 0 <= n_piece <= PIECE_BYTES:
                         run.took(token, piece[:n_piece], is_eog != 0)
                     else:
@@ -244,6 +295,70 @@ class Lane:
         self._rows = slots
         return step
 
+    # -- where tokens are proposed: one batch verifies them ------------------------------------------------------------
+
+    def _step_by_proposal(self, began: float) -> bool:
+        """Verify what is proposed to follow, as ``step``; whether there was anything."""
+        speculator, slot = self._speculator, self.slots[0]
+        run = slot.run
+        if speculator is None or run is None or not run.is_runnable or slot.n_past < len(run.prompt):
+            return False
+        try:
+            draft = self._propose(slot, speculator)
+        except (CancelledError, ClosedError, GuestDiedError):
+            raise
+        except Exception as error:  # noqa: BLE001  raised again to who waits
+            self._fail([slot], error)
+            return True
+        if not draft:
+            return False
+        run.n_drafted += len(draft)
+        try:
+            n_accepted = self._verify(slot, run, draft)
+            run.n_accepted += n_accepted
+            speculator.accept(n_accepted)
+        except Exception as error:
+            if ends_all(self._model, error):
+                raise
+            self._fail([slot], error)  # raised again to who waits: a user's code samples too
+        run.decode_s += perf_counter() - began
+        return True
+
+    def _propose(self, slot: Slot, speculator: Speculator) -> list[int]:
+        """Return what is proposed; compute the slot's last token and these, with the logits after each."""
+        self._trim(slot)
+        n = slot.n_past
+        if slot.n_tokens != n + 1:
+            return []
+        draft = speculator.propose(slot.tokens[:n], int(slot.tokens[n]), min(self.n_ctx_seq, self._n_pos) - n - 1)
+        if not draft:
+            return []
+        end = 1 + len(draft)
+        self._token[0], self._token[1:end] = slot.tokens[n], draft
+        self._pos[:end] = np.arange(n, n + end, dtype=np.int32)
+        self._seq_id[:end], self._logits[:end] = slot.seq_id, 1
+        slot.n_kv = n + end  # what turns out to be wrong is removed by the next step
+        batch = self.context._guest_batch
+        struct = batch.write_arrays(self._token[:end], self._pos[:end], self._seq_id[:end], self._logits[:end])
+        self.context._decode(struct, self._outputs[end])
+        return draft
+
+    def _verify(self, slot: Slot, run: Request, draft: list[int]) -> int:
+        """Choose token after token as long as they are the proposed ones; return how many were."""
+        sampler = run.sampler()
+        for i in range(1 + len(draft)):
+            token = sampler._sample(self.context, i)
+            slot.n_past = slot.n_tokens
+            slot.append(token)
+            if run.wants_logits:
+                self._show_logits(run, token, i)
+            run.took(token, *self._vocab._step_piece(token))
+            if i == len(draft) or token != draft[i]:
+                return i
+            if run.is_ended:
+                return i + 1
+        return len(draft)
+
     # -- every other step ---------------------------------------------------------------------------------------------
 
     def _prepare(self, slot: Slot) -> None:
@@ -252,7 +367,12 @@ class Lane:
         if run is None or not run.is_runnable:
             return
         try:
+            if slot.is_fresh and self._model._prompt_cache is not None:
+                self._model._prompt_cache.begin(self, slot)
+            slot.is_fresh = False
             self._trim(slot)
+            if self._speculator is not None and slot.n_past < len(run.prompt):
+                self._speculator.begin(run.is_alone)
             if not slot.is_encoded and run.source is not None:
                 self._encode(slot, run.source)
             run.sampler()
@@ -314,7 +434,7 @@ class Lane:
         """
         errors: dict[int, Exception] = {}
         tokens = self._choose(outputs, errors) if outputs else []
-        for k, (_, slot) in enumerate(outputs):
+        for k, (i, slot) in enumerate(outputs):
             if slot.run is None:
                 continue
             if k in errors:
@@ -324,6 +444,8 @@ class Lane:
             slot.append(tokens[k])
             slot.is_direct = slot.run.sampler()._is_usable
             try:
+                if slot.run.wants_logits:
+                    self._show_logits(slot.run, tokens[k], self.context._outputs[i])
                 slot.run.took(tokens[k], *self._vocab._step_piece(tokens[k]))
             except Exception as error:  # noqa: BLE001  raised again to who waits
                 self._end(slot.run, error)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from .source import ModelSource, Source
 from .text import parse_count
 from .threadpool import Threadpool
 from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .prompt_cache import AttachedCache
 
 __all__ = ["LoadedModel", "Progress"]
 
@@ -133,6 +136,8 @@ class LoadedModel:
     chat_template: str | None
     """The model's own jinja template."""
 
+    _prompt_cache: AttachedCache | None = None
+
     def __init__(
         self,
         path: Source,
@@ -197,6 +202,9 @@ class LoadedModel:
 
     def _prepare(self) -> None:
         """Set up what a subclass adds; before the load, since a load that fails closes the model."""
+
+    def _close_idle(self) -> None:
+        """Close the contexts that a subclass has kept from finished calls for later ones."""
 
     @property
     def is_closed(self) -> bool:

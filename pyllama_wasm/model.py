@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from ._call_options import split_options
+from ._listening import ListeningScheduler
 from ._logits_processors import LogitsProcessor, LogitsProcessors
-from ._template_check import check_template
 from .adapter import LoraAdapter
-from .chat import ChatPrompt, ChatRequest
+from .chat_calls import ChatCalls
+from .completion_calls import CompletionCalls
 from .context import Context
+from .draft_model import DraftModel
 from .embedding import Embedder, EmbeddingInput, Embeddings, Pooling, RankedDocument, is_single
-from .errors import GuestException, OutOfMemoryError, RequestError, UnsupportedModelError
-from .generate import ChatStream, Generation, GenerationRequest, TextStream, checked_prompt, complete_all
+from .errors import OutOfMemoryError, RequestError, UnsupportedModelError
+from .generate import Generation, GenerationRequest, TextStream, checked_prompt, complete_all
 from .lane import Lane, ModelJobs
-from .loaded_model import LoadedModel
-from .params import DEFAULT_MAX_TOKENS, ContextParams, SamplingParams
+from .limits import Limits
+from .loaded_model import Progress
+from .params import DEFAULT_MAX_TOKENS, ContextParams, ModelParams, SamplingParams
 from .sampler import Sampler
-from .scheduler import MAX_AHEAD, Scheduler
+from .scheduler import MAX_AHEAD
 from .slots import LaneKey
 from .source import Source
 from .text import check_stops
-from .types import ChatCompletion, Completion
+from .types import Completion
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Model"]
 
 C = TypeVar("C", bound=Completion)
+
+Load = Literal["map", "copy", "snapshot"]
+Isolation = Literal["process"]
 
 Stop = str | Iterable[str] | None
 
@@ -37,17 +47,74 @@ MAX_PARALLEL = 64
 """Most sequences that ``generate_many`` computes together."""
 
 
-class Model(LoadedModel):
+class Model(ChatCalls, CompletionCalls):
     """A GGUF model, loaded into a sandbox of its own and mapped read-only: many models share one file's pages.
 
     All methods may be called from any thread. Calls take turns token by token, each with its own context. Close the
     model with ``close`` or ``with``; its contexts and samplers are closed with it.
     """
 
+    def __new__(cls, *_: Any, isolation: Isolation | None = None, **__: Any) -> Self:
+        """Choose the class: with ``isolation="process"`` it is one whose sandbox is in another process."""
+        if isolation not in (None, "process"):
+            raise RequestError("load a model", f"isolation={isolation!r} is neither None nor 'process'")
+        if isolation is not None and cls is Model:
+            from .process import ProcessModel  # it is a Model too
+
+            cls = cast("type[Self]", ProcessModel)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        path: Source,
+        *,
+        params: ModelParams | None = None,
+        context_params: ContextParams | None = None,
+        progress: Progress | None = None,
+        n_threads: int | None = None,
+        memory_limit_bytes: int | None = None,
+        load: Load | None = None,
+        limits: Limits | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
+        """Load ``path``: ``llama_model_load_from_file`` or ``llama_model_load_from_splits``.
+
+        Of a split model (``name-00001-of-00003.gguf``) give the first file, the others must lie beside it, or the
+        paths of all parts in order. Bytes and binary file objects, read from their position on, are copied once into
+        memory outside the sandbox and mapped like a file.
+
+        ``context_params`` hold for the contexts of ``generate``, ``stream`` and ``chat`` and are the defaults of
+        ``context``. ``progress`` is called with fractions from 0 to 1 on the sandbox's thread; ``False`` from it ends
+        the load with ``CancelledError``, and an exception in it comes out as itself. ``n_threads`` defaults to the
+        usable CPUs, ``memory_limit_bytes`` to 4 GiB, the mapped file included; ``limits`` bounds both, and more. A load
+        that its ``deadline_s`` ends raises ``DeadlineError``; compiling the module, once per machine, does not count.
+
+        ``load="map"``, the default, maps the file: a program that cuts it short then ends this process (SIGBUS).
+        ``"snapshot"``, as ``Limits.untrusted()`` has it, maps a sealed copy, which all models loaded so from
+        the unchanged file share; ``"copy"`` copies it into the sandbox. A load that reads no weights copies nothing.
+
+        ``isolation="process"`` puts the sandbox into a process of its own, which can be killed, and which on Linux can
+        open no file, start nothing and connect to nothing. Text, embeddings and tokens are as without it; contexts,
+        samplers, adapters and Python functions in the sandbox are not to be had. Its end is a ``ProcessDiedError``.
+
+        Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``, and
+        ``RequestError`` for arguments that do not fit; nothing remains of a failed load.
+        """
+        super().__init__(
+            path,
+            params=params,
+            context_params=context_params,
+            progress=progress,
+            n_threads=n_threads,
+            memory_limit_bytes=memory_limit_bytes,
+            load=load,
+            limits=limits,
+        )
+
     def _prepare(self) -> None:
         self._embedder = Embedder(self)
         self._calls: set[Generation[Any]] = set()
-        self._scheduler = Scheduler(self._open_lane, ModelJobs(self))
+        self._scheduler = ListeningScheduler(self._open_lane, ModelJobs(self))
 
     def _open_lane(self, n_slots: int, n_ctx: int, key: LaneKey) -> Lane:
         try:
@@ -87,6 +154,18 @@ class Model(LoadedModel):
         """
         return LoraAdapter(self, path)
 
+    def load_draft(self, path: Source, *, n_draft: int = 8, p_min: float = 0.5) -> DraftModel:
+        """Load a small model of the same vocabulary, which proposes tokens where a call says ``speculative=`` it.
+
+        It proposes up to ``n_draft`` tokens at a time, as long as it finds them likelier than ``p_min``, and the model
+        verifies them in one batch. Raises as ``DraftModel`` says.
+        """
+        return DraftModel(self, path, n_draft, p_min)
+
+    def _close_idle(self) -> None:
+        """Close what finished calls have left for later ones."""
+        self._scheduler.close_idle()
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -104,6 +183,11 @@ class Model(LoadedModel):
         ``max_tokens`` defaults to 128; ``None`` means until the model ends or the context is full. ``stop`` strings
         end the text and are not part of it. ``changes`` are fields of ``SamplingParams``: ``temperature=0``. Each of
         ``logits_processors`` is called as ``f(tokens, logits)`` before a token is chosen; see ``Sampler``.
+
+        Further options of one call: ``logprobs=n`` tells of each token its log-probability and those of the ``n``
+        likeliest ones; ``logit_bias={token or text: number}`` adds to logits, ``-inf`` forbids, a text stands for its
+        tokens; ``loras={adapter: scale}`` computes with adapters; ``echo=True`` begins the text with the prompt;
+        ``speculative``, a ``PromptLookup`` or what ``load_draft`` gives, has tokens proposed and verified together.
 
         Calls from several threads are computed together, one batch per step. A prompt that begins as an earlier one
         did is computed from where they differ; ``usage.cached_tokens`` tells how much that saved. An encoder-decoder
@@ -177,65 +261,6 @@ class Model(LoadedModel):
                 for prompt, params in zip(prompts, each, strict=True)
             ]
             return complete_all(self, requests, n_parallel, progress)
-
-    @overload
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        max_tokens: int | None = None,
-        stop: Stop = None,
-        sampling: SamplingParams | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        logits_processors: Iterable[LogitsProcessor] = (),
-        deadline_s: float | None = None,
-        **changes: Any,
-    ) -> ChatCompletion: ...
-
-    @overload
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        stream: Literal[True],
-        max_tokens: int | None = None,
-        stop: Stop = None,
-        sampling: SamplingParams | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        logits_processors: Iterable[LogitsProcessor] = (),
-        deadline_s: float | None = None,
-        **changes: Any,
-    ) -> ChatStream: ...
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        stream: bool = False,
-        max_tokens: int | None = None,
-        stop: Stop = None,
-        sampling: SamplingParams | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        logits_processors: Iterable[LogitsProcessor] = (),
-        deadline_s: float | None = None,
-        **changes: Any,
-    ) -> ChatCompletion | ChatStream:
-        """Answer a conversation, rendered with the model's own jinja template inside the sandbox.
-
-        ``messages`` are dicts with ``role`` and ``content``. ``template_kwargs`` are further variables of the
-        template. ``max_tokens`` defaults to no limit but the context; the rest is as in ``generate`` and ``stream``.
-        """
-        self._check_continues_text()
-        with self._bounded(deadline_s):
-            prompt = self._apply_template(ChatRequest(messages, template_kwargs=template_kwargs or {}))
-            stops = (*check_stops(stop), *prompt.stops)
-            if prompt.grammar and "grammar" not in changes:
-                changes["grammar"] = prompt.grammar
-            request = self._request(prompt.prompt, max_tokens, stops, sampling, changes, logits_processors)
-            if stream:
-                return ChatStream(Generation(self, request, ChatCompletion, max_ahead=MAX_AHEAD))
-            return self._finish(request, ChatCompletion)
 
     @overload
     def embed(
@@ -318,29 +343,6 @@ class Model(LoadedModel):
         with self._bounded(deadline_s):
             return self._embedder.rerank(query, documents, top_n, truncate)
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        template: str | None = None,
-        enable_thinking: bool = True,
-        template_kwargs: Mapping[str, Any] | None = None,
-        deadline_s: float | None = None,
-    ) -> str:
-        """Return the prompt that the model's template, or ``template``, makes of a conversation."""
-        request = ChatRequest(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            template=template,
-            enable_thinking=enable_thinking,
-            template_kwargs=template_kwargs or {},
-        )
-        with self._bounded(deadline_s):
-            return self._apply_template(request).prompt
-
     def cancel(self) -> None:
         """End every call of this model that is running now, from any thread: they raise ``CancelledError``.
 
@@ -350,6 +352,7 @@ class Model(LoadedModel):
         self._embedder.cancel()
         for call in self._calls.copy():
             call.is_cancelled = True
+        self._scheduler.ring()
         super().cancel()
 
     def _request(
@@ -368,7 +371,7 @@ class Model(LoadedModel):
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
         ):
             raise RequestError("generate", f"max_tokens is {max_tokens!r} and neither None nor a count")
-        params = (sampling or SamplingParams()).replace(**changes)
+        options, params = split_options(self, sampling, changes)
         vocab = self.vocab
         if isinstance(prompt, str):
             tokens = vocab.tokenize(prompt, add_special=True, parse_special=True)
@@ -379,7 +382,9 @@ class Model(LoadedModel):
             tokens = [vocab._check(token, "generate") for token in prompt]
         processors = tuple(logits_processors)
         LogitsProcessors(processors)  # complains about what is no function
-        return GenerationRequest(checked_prompt(tokens, vocab.bos), max_tokens, params, check_stops(stop), processors)
+        checked = checked_prompt(tokens, vocab.bos)
+        echo = "" if not options.echo else prompt if isinstance(prompt, str) else vocab.detokenize(prompt, False, True)
+        return GenerationRequest(checked, max_tokens, params, check_stops(stop), processors, options, echo)
 
     @property
     def _continues_text(self) -> bool:
@@ -394,23 +399,3 @@ class Model(LoadedModel):
 
     def _finish(self, request: GenerationRequest, kind: type[C]) -> C:
         return Generation(self, request, kind).run()
-
-    def _apply_template(self, request: ChatRequest) -> ChatPrompt:
-        text = request.to_json()
-        for template in (request.template or self.chat_template, self.metadata.get("tokenizer.chat_template.tool_use")):
-            check_template(template or "")
-        mark = self.guest_log.mark()
-
-        def job() -> str:
-            with self.native.array(text.encode() + b"\0") as ptr:
-                answer = int(self.native.call("pw_chat_apply", self._ptr, ptr) or 0) & 0xFFFFFFFF
-            return self.native.take_string(answer)
-
-        try:
-            return ChatPrompt.from_json(self._run_cancellable(job, "apply the chat template"))
-        except GuestException as error:
-            # The template raises on conversations it does not take: the request is at fault, not the sandbox. Of what
-            # the parser raises llama.cpp passes on the base class alone; what it was is in the log.
-            lines = self.guest_log.since(mark).lines if error.reason == "std::exception" else ()
-            reason = lines[0].partition("error: ")[2] if lines else ""
-            raise RequestError("apply the chat template", reason or error.reason) from error

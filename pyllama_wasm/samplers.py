@@ -16,7 +16,7 @@ import numpy as np
 from ._grammar_check import check_grammar_text
 from ._sampler_parts import ALL_TOKENS, Leaf, Parts
 from .custom_sampler import CustomSampler, SamplerHook
-from .errors import GuestException, RequestError
+from .errors import GuestException, OutOfMemoryError, RequestError
 from .params import MAX_PENALTY, RANDOM_SEED, SMALLEST_TEMPERATURE, SamplingParams
 from .params import _check_float as check_float
 from .params import _check_int as check_int
@@ -43,6 +43,12 @@ def _recipe(model: LoadedModel, key: tuple[object, ...], name: str, *args: Any, 
     return make
 
 
+def _checked_seed(model: LoadedModel, seed: int) -> int:
+    """Check a seed. A deterministic model draws none: it begins with 0."""
+    check_int("seed", seed, 0, _U32)
+    return 0 if seed == RANDOM_SEED and model.params.deterministic else seed
+
+
 def greedy(model: LoadedModel) -> Recipe:
     """Select the largest logit."""
     return _recipe(model, ("greedy",), "greedy")
@@ -50,7 +56,7 @@ def greedy(model: LoadedModel) -> Recipe:
 
 def dist(model: LoadedModel, seed: int = RANDOM_SEED) -> Recipe:
     """Draw by probability."""
-    check_int("seed", seed, 0, _U32)
+    seed = _checked_seed(model, seed)
     return _recipe(model, ("dist", seed), "dist", seed)
 
 
@@ -106,7 +112,7 @@ def xtc(model: LoadedModel, p: float, t: float, min_keep: int = 0, seed: int = R
     check_float("p", p, 0.0, 1.0)
     check_float("t", t)
     check_int("min_keep", min_keep, 0, _I32)
-    check_int("seed", seed, 0, _U32)
+    seed = _checked_seed(model, seed)
     return _recipe(model, ("xtc", p, t, min_keep, seed), "xtc", p, t, min_keep, seed)
 
 
@@ -118,7 +124,8 @@ def top_n_sigma(model: LoadedModel, n: float) -> Recipe:
 
 def mirostat(model: LoadedModel, seed: int, tau: float, eta: float, m: int) -> Recipe:
     """Select at a steady surprise, version 1."""
-    _check_mirostat(seed, tau, eta)
+    seed = _checked_seed(model, seed)
+    _check_mirostat(tau, eta)
     check_int("m", m, 1, _I32)
     n_vocab = model.vocab.n_tokens
     return _recipe(model, ("mirostat", seed, tau, eta, m), "mirostat", n_vocab, seed, tau, eta, m)
@@ -126,12 +133,12 @@ def mirostat(model: LoadedModel, seed: int, tau: float, eta: float, m: int) -> R
 
 def mirostat_v2(model: LoadedModel, seed: int, tau: float, eta: float) -> Recipe:
     """Select at a steady surprise, version 2."""
-    _check_mirostat(seed, tau, eta)
+    seed = _checked_seed(model, seed)
+    _check_mirostat(tau, eta)
     return _recipe(model, ("mirostat_v2", seed, tau, eta), "mirostat_v2", seed, tau, eta)
 
 
-def _check_mirostat(seed: int, tau: float, eta: float) -> None:
-    check_int("seed", seed, 0, _U32)
+def _check_mirostat(tau: float, eta: float) -> None:
     check_float("tau", tau)
     check_float("eta", eta)
 
@@ -140,7 +147,7 @@ def adaptive_p(model: LoadedModel, target: float, decay: float = 0.9, seed: int 
     """Select near a probability."""
     check_float("target", target, high=1.0)
     check_float("decay", decay, 0.0, 1.0)
-    check_int("seed", seed, 0, _U32)
+    seed = _checked_seed(model, seed)
     return _recipe(model, ("adaptive_p", target, decay, seed), "adaptive_p", target, decay, seed, is_adaptive=True)
 
 
@@ -265,7 +272,10 @@ def _grammar(model: LoadedModel, key: tuple[object, ...], init: Callable[[], Any
         except GuestException as error:  # std::regex_error
             raise RequestError("set grammar_triggers", error.reason, "a trigger is an ECMAScript pattern") from error
         if not ptr:
-            raise RequestError("set grammar", _parse_error(model, mark), "see llama.cpp's grammars/README.md")
+            reason = _parse_error(model, mark)
+            if reason.endswith("std::bad_alloc"):  # which llama.cpp catches, and only logs
+                raise OutOfMemoryError("set grammar", reason, "raise memory_limit_bytes, or use a smaller grammar")
+            raise RequestError("set grammar", reason, "see llama.cpp's grammars/README.md")
         return Leaf(ptr, ("grammar", *key), is_grammar=True, keeps_order_flag=True)
 
     return make
@@ -306,17 +316,19 @@ def _text_table(model: LoadedModel, stack: ExitStack, texts: Sequence[str]) -> i
 # -- the chain of common_sampler_init ---------------------------------------------------------------------------------
 
 
-def build_parts(model: LoadedModel, params: SamplingParams) -> Callable[[], Parts]:
-    """Return what makes the chain of ``params`` and the grammar beside it, in the order of ``common_sampler_init``."""
+def build_parts(model: LoadedModel, params: SamplingParams, beside: Recipe | None = None) -> Callable[[], Parts]:
+    """Return what makes the chain of ``params`` and the grammar beside it, in the order of ``common_sampler_init``.
+
+    ``beside`` makes what stands in the place of the grammar of ``params``.
+    """
     biases: dict[int, float] = dict(params.logit_bias)
     if params.ignore_eos:
         biases.update(dict.fromkeys(model.vocab.eog_tokens(), -np.inf))
     logit_bias(model, biases)  # checks them
     recipes = [_named(model, params, name) for name in _names(params)]
-    beside: Recipe | None = None
-    if params.grammar and params.grammar_lazy:
+    if beside is None and params.grammar and params.grammar_lazy:
         beside = grammar_lazy_patterns(model, params.grammar, params.grammar_triggers)
-    elif params.grammar:
+    elif beside is None and params.grammar:
         beside = grammar(model, params.grammar)
 
     def make() -> Parts:

@@ -420,7 +420,7 @@ class Scheduler:
         group = request.group
         most = MAX_LANE_SLOTS if group is None else group.n_slots
         n_slots = min(1 << (n_live - 1).bit_length(), most) if group is None else most
-        if request.source is not None:  # a context has room for what one encoder has read
+        if request.takes_lane:
             n_slots = 1
         surplus: list[Lane] = []
         room = max(MAX_SLOTS, most) - self.n_slots

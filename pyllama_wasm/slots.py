@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 __all__ = ["NO_KEY", "Group", "LaneKey", "Request", "Slot", "plan_step"]
 
-LaneKey = tuple[object, ...]
-"""Requests share a lane only when their keys are equal."""
+LaneKey = tuple[Any, ...]
+"""Pairs of what a lane is made with. Requests share a lane only when their keys are equal."""
 
 NO_KEY: LaneKey = ()
 
@@ -46,14 +46,16 @@ class Request(ABC):
         source: npt.NDArray[np.int32] | None = None,
         key: LaneKey = NO_KEY,
         max_ahead: int | None = None,
+        is_alone: bool = False,
     ) -> None:
         """Describe what is wanted: ``n_ctx`` tokens of room for ``prompt`` and what follows it.
 
         ``source`` is what the encoder of an encoder-decoder model reads. ``max_ahead`` bounds the tokens that nobody
-        has read; ``None``: it runs until it ends, as long as anybody waits for anything.
+        has read; ``None``: it runs until it ends, as long as anybody waits for anything. ``is_alone``: it is computed
+        by itself and from the beginning, so that its result depends on nothing else.
         """
         self.prompt, self.n_ctx, self.source, self.key = prompt, n_ctx, source, key
-        self.max_ahead = max_ahead
+        self.max_ahead, self.is_alone = max_ahead, is_alone
         self.group: Group | None = None
         self.slot: Slot | None = None
         self.n_cached = 0
@@ -62,8 +64,20 @@ class Request(ABC):
         self.prompt_s = self.decode_s = 0.0
         """Seconds of the steps it took part in, with its prompt and after it; added by the lane."""
 
+        self.takes_lane = source is not None or is_alone
+        """Whether it has a lane to itself: a context has room for what one encoder has read."""
+
+        self.n_drafted = self.n_accepted = 0
+        """Tokens that were proposed for it, and those of them that were right; added by the lane."""
+
+        self.wants_logits = False
+        """Whether ``see_logits`` is to be called for each of its tokens."""
+
         self.n_unread = 0
         self.is_ended = self.is_waited_for = False
+        self.keep: Callable[[], None] | None = None
+        """Called on the engine's thread with its last token, where what was computed for it is to be kept."""
+
         self.error: BaseException | None = None
         self.bell = threading.Lock()
         """What a waiting thread sleeps on: it waits to get the lock a second time."""
@@ -100,6 +114,9 @@ class Request(ABC):
     def took(self, token: int, piece: bytes, is_eog: bool) -> None:
         """Take a sampled token; sets ``is_ended`` after the last one."""
 
+    def see_logits(self, token: int, logits: npt.NDArray[np.float32]) -> None:  # noqa: B027  few want to
+        """Look at the model's logits, of which ``token`` was chosen; before ``took``."""
+
     @abstractmethod
     def check(self) -> None:
         """Raise if the request must not go on: the place for cancelling and for deadlines."""
@@ -121,7 +138,9 @@ class Slot:
     ``n_kv`` that are not valid any more, because a step was cancelled or another request has begun.
     """
 
-    __slots__ = ("is_direct", "is_encoded", "n_kv", "n_past", "n_ready", "n_tokens", "run", "seq_id", "tokens")
+    __slots__ = (
+        "is_direct", "is_encoded", "is_fresh", "n_kv", "n_past", "n_ready", "n_tokens", "run", "seq_id", "tokens",
+    )  # fmt: skip
 
     def __init__(self, seq_id: int, n_ctx_seq: int) -> None:
         """Start empty and free."""
@@ -131,6 +150,9 @@ class Slot:
         self.is_encoded = False
         self.is_direct = False
         """Whether a step of the request is one call of the guest: it has a token, and no Python chooses the next."""
+
+        self.is_fresh = False
+        """Whether the request has a slot and no step has looked at it yet."""
 
         self.n_ready = -1
         """The ``n_past`` for which the guest has that call's arguments already."""
@@ -152,11 +174,11 @@ class Slot:
         """Give the slot to a request."""
         prompt = run.prompt
         # The decoder's cache depends on all that the encoder read.
-        self.n_past = 0 if run.source is not None else self.n_common(prompt, may_trim)
+        self.n_past = 0 if run.source is not None or run.is_alone else self.n_common(prompt, may_trim)
         self.n_tokens = len(prompt)
         self.tokens[self.n_past : self.n_tokens] = prompt[self.n_past :]
         self.is_encoded = run.source is None
-        self.is_direct, self.n_ready = False, -1
+        self.is_direct, self.n_ready, self.is_fresh = False, -1, True
         run.n_cached = self.n_past
         self.run = run
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from pyllama_wasm import LLAMA_CPP_BUILD, PyllamaError, __version__, configure_logging
-from pyllama_wasm.cli import bench, chat, embed, generate, info, inspect, quantize, tokenize
+from pyllama_wasm.cli import bench, chat, embed, generate, info, inspect, pull, quantize, tokenize
 from pyllama_wasm.cli._terminal import report_error
 
 EXIT_ERROR = 1
@@ -104,6 +104,8 @@ app.command()(embed.embed)
 app.command()(embed.rerank)
 app.command()(quantize.quantize)
 app.command()(inspect.inspect)
+app.command()(pull.pull)
+app.command("list")(pull.list_cached)
 app.command()(bench.bench)
 app.command()(info.info)
 

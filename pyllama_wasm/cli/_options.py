@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
-from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import typer
 
-from pyllama_wasm import ContextParams, SamplingParams
+from pyllama_wasm import ContextParams, Limits, SamplingParams
 
 T = TypeVar("T")
 
@@ -23,11 +22,37 @@ _SAMPLING = SamplingParams()
 _CONTEXT = ContextParams()
 
 
+MODEL_HELP = "A GGUF file, hf:user/repo:Q4_K_M, user/repo, or the URL of a GGUF file."
+
+
 class LoadMode(str, Enum):
     """How the model file reaches the sandbox."""
 
     map = "map"
     copy = "copy"
+    snapshot = "snapshot"
+
+
+class IsolationMode(str, Enum):
+    """Where the sandbox lives."""
+
+    none = "none"
+    process = "process"
+
+    @property
+    def value_or_none(self) -> Literal["process"] | None:
+        """Return the argument of ``Model``."""
+        return "process" if self is IsolationMode.process else None
+
+
+Isolated = Annotated[
+    IsolationMode,
+    typer.Option(
+        "--isolation",
+        help="Run the sandbox in a process of its own, confined where the system can.",
+        case_sensitive=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +60,8 @@ class ModelOptions:
     """Which model, and the resources it gets."""
 
     model: Annotated[
-        Path | None,
-        typer.Option("--model", "-m", metavar="GGUF", help="Model file.", show_default="the demo model, if installed"),
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP, show_default="the demo model, if installed"),
     ] = None
     threads: Annotated[
         int | None,
@@ -46,8 +71,41 @@ class ModelOptions:
         int, typer.Option("--ctx-size", "-c", min=0, help="Context size in tokens; 0: what the call needs.")
     ] = _CONTEXT.n_ctx
     load: Annotated[
-        LoadMode, typer.Option(help="Map the file read-only into the sandbox, or copy it in.", case_sensitive=False)
-    ] = LoadMode.map
+        LoadMode | None,
+        typer.Option(
+            help="Map the file read-only into the sandbox, copy it in, or map a sealed copy.",
+            case_sensitive=False,
+            show_default="map; with --untrusted snapshot",
+        ),
+    ] = None
+    untrusted: Annotated[bool, typer.Option("--untrusted", help="Set limits for a file or a prompt of a stranger.")] = (
+        False
+    )
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            min=1,
+            help="Most memory of the sandbox in MiB, the model file included.",
+            show_default="4096; with --untrusted 2048",
+        ),
+    ] = None
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Most time that loading may take, and each answer.",
+            show_default="no limit; with --untrusted 60",
+        ),
+    ] = None
+    isolation: Isolated = IsolationMode.none
+
+    def limits(self) -> Limits:
+        """Return what the model may use. Raises ``RequestError`` for a deadline that is none."""
+        limits = Limits.untrusted() if self.untrusted else Limits()
+        if self.memory is not None:
+            limits = replace(limits, memory_bytes=self.memory << 20)
+        return limits if self.deadline is None else replace(limits, deadline_s=self.deadline)
 
 
 class Keywords(TypedDict, total=False):

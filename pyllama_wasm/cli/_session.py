@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from pyllama_wasm import ContextParams, Model, ModelParams, RequestError, demo_model, runtime
+from pyllama_wasm import ContextParams, Model, ModelParams, RequestError, demo_model, resolve_model, runtime
 from pyllama_wasm.cli._options import ModelOptions
 from pyllama_wasm.cli._terminal import errors, escape_controls
 
@@ -18,7 +19,7 @@ STDIN = "-"
 @contextmanager
 def open_model(options: ModelOptions, params: ModelParams | None = None) -> Iterator[Model]:
     """Yield the model, loaded; close it at the end."""
-    path = options.model or demo_model()
+    path = model_path(options.model)
     with _loading_bar(path.name) as progress:
         model = Model(
             path,
@@ -26,10 +27,17 @@ def open_model(options: ModelOptions, params: ModelParams | None = None) -> Iter
             params=params,
             n_threads=options.threads,
             context_params=ContextParams(n_ctx=options.ctx_size),
-            load=options.load.value,
+            load=options.load.value if options.load else None,
+            limits=options.limits(),
+            isolation=options.isolation.value_or_none,
         )
     with model:
         yield model
+
+
+def model_path(model: str | None) -> Path:
+    """Return the file of a MODEL argument, fetched if it is a reference; the demo model where there is none."""
+    return demo_model() if model is None else resolve_model(model)
 
 
 @contextmanager

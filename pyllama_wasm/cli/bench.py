@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pyllama_wasm import GGUFReader, HostError, PyllamaError, UnsupportedModelError, demo_model, measure
-from pyllama_wasm.cli._options import with_options
+from pyllama_wasm import GGUFReader, HostError, PyllamaError, UnsupportedModelError, measure
+from pyllama_wasm.cli._options import MODEL_HELP, with_options
 from pyllama_wasm.cli._peers import installed_peer, measure_peer
+from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import cells, errors, escape_controls, note, show, size, table
 
 OURS = "pyllama_wasm"
@@ -66,7 +67,7 @@ class BenchOptions:
         return [replace(sizes, n_threads=n) for n in sorted(set(self.threads))]
 
 
-File = Annotated[Path | None, typer.Argument(metavar="MODEL", help="GGUF file.", show_default="the demo model")]
+File = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the demo model")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every single value.")]
 
 
@@ -77,7 +78,7 @@ def bench(options: BenchOptions, model: File = None, as_json: AsJson = False) ->
     Each measurement is a process of its own; rounds alternate between the engines. Medians are shown, with the
     smallest and the largest value.
     """
-    path = model or demo_model()
+    path = model_path(model)
     measured = Measurement(path, options)
     measured.run()
     if as_json:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from pyllama_wasm import LLAMA_CPP_BUILD, Model, ModelFileError, __version__, demo_model, runtime
+from pyllama_wasm.cli._options import Isolated, IsolationMode
+from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import cells, show, size, table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SandboxOf = Annotated[
-    Path | None,
-    typer.Option("--sandbox", metavar="GGUF", help="Load this model and show what its sandbox has, and has not."),
+    str | None,
+    typer.Option("--sandbox", metavar="MODEL", help="Load this model and show what its sandbox has, and has not."),
 ]
 
 
-def info(as_json: AsJson = False, sandbox: SandboxOf = None) -> None:
+def info(as_json: AsJson = False, sandbox: SandboxOf = None, isolation: Isolated = IsolationMode.none) -> None:
     """Show versions, the module, the cache of compiled code and the processor."""
     facts = gather()
     if sandbox is not None:
-        with Model(sandbox) as model:
+        with Model(model_path(sandbox), isolation=isolation.value_or_none) as model:
             facts["sandbox"] = model.sandbox_report().to_dict()
     if as_json:
         typer.echo(json.dumps(facts))
@@ -54,6 +55,8 @@ def add_sandbox(rows: Table, facts: dict[str, Any]) -> None:
     rows.add_row(*cells("sandbox: memory now", f"{size(facts['memory_bytes'])}, {how}"))
     rows.add_row(*cells("sandbox: imports", ", ".join(facts["imports"])))
     rows.add_row(*cells("sandbox: has no", ", ".join(facts["off"])))
+    for measure, state in facts["confinement"].items():
+        rows.add_row(*cells(f"process: {measure}", state))
 
 
 def gather() -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pyllama_wasm import MemoryEstimate, demo_model, estimate_memory
+from pyllama_wasm import MemoryEstimate, estimate_memory
+from pyllama_wasm.cli._options import MODEL_HELP
+from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import cells, count, escape_controls, show, size, table
 from pyllama_wasm.gguf import GGUFArray, GGUFReader, GGUFTensor, GGUFValue
 
@@ -21,7 +22,7 @@ MAX_CHARS = 160
 """Characters of a text shown in the table; JSON has them all."""
 
 File = Annotated[
-    Path | None, typer.Argument(metavar="[GGUF]", help="Model file.", show_default="the demo model, if installed")
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the demo model, if installed")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every array whole.")]
 Tensors = Annotated[bool, typer.Option("--tensors/--no-tensors", help="Show the table of tensors.")]
@@ -34,7 +35,7 @@ NCtx = Annotated[
 
 def inspect(model: File = None, as_json: AsJson = False, tensors: Tensors = True, n_ctx: NCtx = None) -> None:
     """Show a model file's metadata and tensors. Nothing is executed, and no weight is read."""
-    path = model or demo_model()
+    path = model_path(model)
     reader = GGUFReader(path)
     estimate = None if n_ctx is None else estimate_memory(path, n_ctx=n_ctx)
     if as_json:

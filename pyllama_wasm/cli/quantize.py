@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pyllama_wasm import QUANTIZE_TYPES, Imatrix, QuantizeParams, RequestError, read_imatrix
+from pyllama_wasm import QUANTIZE_TYPES, Imatrix, QuantizeParams, RequestError, deadline, read_imatrix
 from pyllama_wasm import quantize as make
-from pyllama_wasm.cli._options import with_options
+from pyllama_wasm.cli._options import MODEL_HELP, with_options
+from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import count, errors, escape_controls, note, size
 
 _DEFAULTS = QuantizeParams()
@@ -93,20 +94,36 @@ class QuantizeOptions:
         return replace(imatrix, entries=entries) if entries else None
 
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="GGUF file, of a split model the first one.")]
+Source = Annotated[str, typer.Argument(metavar="SRC", help=f"{MODEL_HELP} Of a split model the first file.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="GGUF file to write.")]
 Type = Annotated[str, typer.Argument(metavar="TYPE", help=f"One of {', '.join(QUANTIZE_TYPES)}.", show_default=True)]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads.", show_default="one per core")]
+Seconds = Annotated[
+    float | None,
+    typer.Option("--deadline", metavar="SECONDS", help="Most time that it may take.", show_default="no limit"),
+]
 
 
 @with_options
 def quantize(
-    src: Source, dst: Target, options: QuantizeOptions, kind: Type = "Q4_K_M", threads: Threads = None
+    src: Source,
+    dst: Target,
+    options: QuantizeOptions,
+    kind: Type = "Q4_K_M",
+    threads: Threads = None,
+    seconds: Seconds = None,
 ) -> None:
     """Write SRC to DST with weights of fewer bits."""
-    with _bar(src.name) as progress:
+    source = model_path(src)
+    with _bar(source.name) as progress, nullcontext() if seconds is None else deadline(seconds):
         result = make(
-            src, dst, kind, imatrix=options.importances(), params=options.params(), n_threads=threads, progress=progress
+            source,
+            dst,
+            kind,
+            imatrix=options.importances(),
+            params=options.params(),
+            n_threads=threads,
+            progress=progress,
         )
     before, after = size(result.size_before_bytes), size(result.size_after_bytes)
     note(f"{count(result.n_elements)} weights: {before} -> {after}, {result.bits_per_weight:.2f} bits per weight")

@@ -19,11 +19,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from .._cancel_scope import current_scope
 from ..deadline import Deadline, current_deadline
-from ..errors import ClosedError, DeadlineError, HostError, ProcessDiedError, RequestError, printable
+from ..errors import CancelledError, ClosedError, DeadlineError, HostError, ProcessDiedError, RequestError, printable
 from ..host.watchdog import Watch, watchdog
 from .launch import Process, launch
 from .logs import LogRelay
@@ -191,7 +193,15 @@ class Connection:
             raise RequestError(operation, str(error)) from error
         self.bound(call, deadline)
         self._outbox.put(message)
+        if (scope := current_scope()) is not None:
+            scope.add(partial(self._give_up, call))
         return call
+
+    def _give_up(self, call: Call) -> None:
+        """End a call on which somebody waits who is not wanted any more."""
+        if not call.is_ended:
+            self.end(call)
+            call.put(("error", CancelledError(call.operation, "it was cancelled")))
 
     def bound(self, call: Call, deadline: Deadline | None) -> None:
         """Have a deadline hold for a call: past it and a grace the process is killed."""

@@ -6,8 +6,9 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from .._fork_locks import renew_after_fork
 from .._logits_processors import LogitsProcessor
 from .._model_limits import bounded, merged_limits
 from ..chat import ChatRequest
+from ..chat_generation import ChatStream
 from ..deadline import current_deadline
 from ..embedding import EmbeddingInput, Embeddings, RankedDocument, is_single
 from ..errors import CancelledError, RequestError
-from ..generate import ChatStream, TextStream
+from ..generate import TextStream
 from ..host import load_module
 from ..limits import Limits
 from ..loaded_model import Progress
@@ -30,6 +32,7 @@ from ..sandbox_report import SandboxReport, made_report
 from ..source import ModelSource, Source
 from ..types import ChatCompletion, Completion
 from . import values
+from .chat import RemoteChat, asked_options
 from .connection import Call, Connection
 from .launch import child_command
 from .logs import levels
@@ -203,20 +206,23 @@ class ProcessModel(RemoteCalls):
         max_tokens: int | None = None,
         stop: Stop = None,
         sampling: SamplingParams | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
         deadline_s: float | None = None,
         **changes: Any,
     ) -> ChatCompletion | ChatStream:
         """See ``Model.chat``."""
         self._check_continues_text()
-        given = {"messages": _checked(messages, template_kwargs), "template_kwargs": dict(template_kwargs or {})}
+        asked, response = asked_options(changes)
+        given = {"messages": _checked(messages, asked.get("template_kwargs")), **asked}
         arguments = self._generation(given, max_tokens, stop, logits_processors)
         arguments |= self._sampling(sampling, changes)
+        reader = None if response is None else response.read
         with self._bounded(deadline_s):
             if stream:
-                return ChatStream(self._streamed("chat_stream", arguments, ChatCompletion, max_tokens))
-            return self._completed("chat", arguments, ChatCompletion, max_tokens)
+                call = self._streaming("chat_stream", arguments)
+                # It has the methods that a stream calls.
+                return ChatStream(cast(Any, RemoteChat(self, call, ChatCompletion, max_tokens, reader)))
+            return replace(self._completed("chat", arguments, ChatCompletion, max_tokens), reader=reader)
 
     def embed(  # type: ignore[override]  # its overloads stand there
         self,

@@ -10,7 +10,9 @@ import numpy as np
 
 from .._logits_processors import LogitsProcessor, LogitsProcessors
 from ..adapter import LoraAdapter
+from ..chat import ChatPrompt
 from ..context import Context
+from ..draft_model import DraftModel
 from ..embedding import EmbeddingInput, Embeddings, _as_list
 from ..errors import ClosedError, RequestError
 from ..generate import Generation
@@ -51,6 +53,14 @@ class RemoteCalls(Model):
     def load_lora(self, path: Source) -> LoraAdapter:
         """Raise ``RequestError``: an adapter is for a context, and there are none."""
         return _refuse("load a LoRA adapter", "the sandbox is in another process")
+
+    def load_draft(self, path: Source, *, n_draft: int = 8, p_min: float = 0.5) -> DraftModel:
+        """Raise ``RequestError``: what is computed with it is in another process."""
+        return _refuse("load a draft model", "the sandbox is in another process")
+
+    def chat_prompt(self, *args: Any, **options: Any) -> ChatPrompt:
+        """Raise ``RequestError``: it is for who generates in the sandbox, and that is in another process."""
+        return _refuse("make a prompt", "the sandbox is in another process")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Raise ``RequestError``: the process can write no file."""
@@ -122,13 +132,16 @@ class RemoteCalls(Model):
         self, name: str, arguments: dict[str, Value], kind: type[Completion], max_tokens: int | None
     ) -> Generation[Any]:
         """Have the process accept a stream; it computes when the first piece is asked for."""
+        # It has the methods that a stream calls.
+        return cast("Generation[Any]", RemoteGeneration(self, self._streaming(name, arguments), kind, max_tokens))
+
+    def _streaming(self, name: str, arguments: dict[str, Value]) -> Call:
         call = self._begun(name, arguments, "generate", is_stream=True)
         answer, _ = self._connection.next(call)
         with self._connection.checked(call):
             if answer != "made":
                 raise WireError("it sent an answer of another kind")
-        # It has the methods that a stream calls.
-        return cast("Generation[Any]", RemoteGeneration(self, call, kind, max_tokens))
+        return call
 
     def _embedded(
         self, inputs: EmbeddingInput, pooling: str | None, normalize: bool, truncate: bool, deadline_s: float | None

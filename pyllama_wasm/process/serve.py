@@ -16,6 +16,7 @@ from ..model import Model
 from ..params import ContextParams, ModelParams, SamplingParams
 from ..sandbox_report import engine_facts
 from ..source import OpenedFiles
+from .chat import next_piece
 from .values import completion_to_wire, facts_to_wire, params_from_wire, report_to_wire
 from .wire import Value
 
@@ -119,13 +120,13 @@ def _pump(stream: TextStream, job: Job) -> Value:
     with stream:
         while True:
             job.wait_for_grant()
-            piece = next(stream, None)
+            piece, deltas = next_piece(stream)
             if piece is None:
                 break
             ids = generation._tokens[n_told : generation._n_read]
             n_told += len(ids)
             counts = [len(generation._request.tokens), generation.n_cached, generation.prompt_s, generation.decode_s]
-            job.send("piece", [piece, ids, *counts])
+            job.send("piece", [piece, ids, *counts, list(deltas)])
     return completion_to_wire(generation.completion())
 
 

@@ -88,6 +88,9 @@ class RemoteGeneration:
         """Have the process end it. Doing it twice is fine."""
         self._connection.end(self._call)
 
+    read_logprobs = None
+    """They are not to be had from another process."""
+
     forget = end
     """Neither blocks."""
 
@@ -118,8 +121,9 @@ class RemoteGeneration:
 
     def _taken(self, value: object) -> str:
         """Check a piece and note what is said with it."""
-        said, ids, n_prompt, n_cached, prompt_s, decode_s = items(value, 6)
+        said, ids, n_prompt, n_cached, prompt_s, decode_s, deltas = items(value, 7)
         piece = text(said)
+        self._took_deltas(deltas)
         self._texts.append(piece)
         self._tokens += tokens(ids, self._model.vocab.n_tokens)
         self._counts = [integer(n_prompt), integer(n_cached), number(prompt_s), number(decode_s)]
@@ -129,6 +133,11 @@ class RemoteGeneration:
             if self._bytes_left < 0:
                 raise WireError("it sent more text than it may")
         return piece
+
+    def _took_deltas(self, values: object) -> None:
+        """Take what a conversation's piece is made of; other streams have none."""
+        if values:
+            raise WireError("it sent more than it was asked for")
 
     def _check_most(self, n_tokens: int) -> None:
         if self._max_tokens is not None and n_tokens > self._max_tokens:

@@ -15,11 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..errors import GuestDiedError, HostError, PyllamaError, printable
+from ..errors import AnswerError, GuestDiedError, HostError, PyllamaError, printable
 from ..limits import Limits
 from ..params import ContextParams, ModelParams, SamplingParams
 from ..sandbox_report import GrantedFile
-from ..types import Completion, FinishReason, Timings, Usage
+from ..types import (
+    ChatCompletion,
+    ChatMessage,
+    Completion,
+    FinishReason,
+    Timings,
+    ToolCall,
+    ToolCallFunction,
+    Usage,
+)
 from .wire import Value, WireError
 
 __all__ = [
@@ -55,7 +64,7 @@ _BUILTIN_ERRORS: dict[str, type[Exception]] = {
 }
 """What a wrong argument raises besides the package's own."""
 
-_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled")
+_REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "cancelled")
 
 _SIZES = (
     "n_ctx_train", "n_embd", "n_embd_inp", "n_embd_out", "n_layer", "n_layer_nextn", "n_swa", "n_head", "n_head_kv",
@@ -156,7 +165,13 @@ def error_to_wire(error: Exception) -> Value:
     """Return class and parts of an exception."""
     kind = type(error).__name__
     if isinstance(error, PyllamaError):
-        return [kind, error.operation, error.reason, error.hint, getattr(error, "backtrace", "")]
+        return [
+            kind,
+            error.operation,
+            error.reason,
+            error.hint,
+            getattr(error, "backtrace", getattr(error, "text", "")),
+        ]
     return [kind, "", str(error), "", ""]
 
 
@@ -168,6 +183,8 @@ def error_from_wire(value: Value, operation: str) -> Exception:
         error: PyllamaError = getattr(errors, kind)(did, reason, hint)
         if isinstance(error, GuestDiedError):
             error.backtrace = printable(parts[3], _BACKTRACE_LIMIT)
+        elif isinstance(error, AnswerError):
+            error.text = parts[3]
         return error
     if kind in _BUILTIN_ERRORS:
         return _BUILTIN_ERRORS[kind](reason)
@@ -186,22 +203,45 @@ def completion_to_wire(completion: Completion) -> Value:
         completion.finish_reason,
         [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
         [timings.prompt_s, timings.decode_s, timings.prompt_tokens, timings.decode_tokens],
+        dict(completion.message) if isinstance(completion, ChatCompletion) else None,
     ]
 
 
 def completion_from_wire(value: Value, kind: type[Completion], n_vocab: int, load_s: float) -> Completion:
     """Return the completion again."""
-    said, ids, reason, usage, timings = items(value, 5)
+    said, ids, reason, usage, timings, message = items(value, 6)
     if reason not in _REASONS:
         raise WireError("it sent a generation that ended in an unknown way")
     prompt_s, decode_s, n_prompt, n_decode = items(timings, 4)
+    more: dict[str, Any] = {}
+    if issubclass(kind, ChatCompletion):
+        more["message"] = _message_from_wire(message)
     return kind(
         text=text(said),
         tokens=tuple(tokens(ids, n_vocab)),
         finish_reason=reason,
         usage=Usage(*(integer(n) for n in items(usage, 3))),
         timings=Timings(number(prompt_s), number(decode_s), load_s, integer(n_prompt), integer(n_decode)),
+        **more,
     )
+
+
+def _message_from_wire(value: Value) -> ChatMessage:
+    found = mapping(value)
+    content = found.get("content")
+    message: ChatMessage = {"role": "assistant", "content": None if content is None else text(content)}
+    if "reasoning_content" in found:
+        message["reasoning_content"] = text(found["reasoning_content"])
+    if "tool_calls" in found:
+        message["tool_calls"] = [_call_from_wire(call) for call in items(found["tool_calls"])]
+    return message
+
+
+def _call_from_wire(value: Value) -> ToolCall:
+    call = mapping(value)
+    function = mapping(call.get("function"))
+    known: ToolCallFunction = {"name": text(function.get("name")), "arguments": text(function.get("arguments"))}
+    return {"id": text(call.get("id")), "type": "function", "function": known}
 
 
 def facts_to_wire(model: Any) -> Value:

@@ -63,6 +63,18 @@ def test_tokenize_agrees_with_the_vocabulary() -> None:
         assert [token["id"] for token in json.loads(done.stdout)] == model.vocab.tokenize(QUESTION)
 
 
+def test_a_deadline_ends_the_answer_in_one_line_and_exit_1() -> None:
+    done = pyllama("complete", "--untrusted", "--deadline", "0.8", *LONG[1:])
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: (generate|load .*): it did not end within 0\.8 s.*\n", done.stderr)
+
+
+def test_a_model_that_does_not_fit_is_one_line_and_exit_1() -> None:
+    done = pyllama("run", "--memory", "64", "Hi")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: load .*: .* it takes about \d+ MiB of memory, and may have 64 MiB.*\n", done.stderr)
+
+
 def test_a_missing_file_is_one_line_and_exit_1(tmp_path: Path) -> None:
     done = pyllama("run", "-m", str(tmp_path / "absent.gguf"), "Hi")
     assert (done.returncode, done.stdout) == (1, "")

@@ -56,6 +56,13 @@ def test_quantize_writes_and_tells_what(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "q.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
 
 
+def test_quantize_ends_at_its_deadline(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "late.gguf"
+    code, _, err = run("quantize", "--deadline", "0.001", source, target, "Q8_0")
+    assert code == 1 and "it did not end within 0.001 s" in err
+    assert not list(tmp_path.glob("late*"))
+
+
 def test_quantize_takes_the_options_of_llama_quantize(source: Path, tmp_path: Path) -> None:
     write_imatrix_dat(tmp_path / "i.dat", Shape(n_layer=2))
     code, _, err = run(

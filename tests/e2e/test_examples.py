@@ -11,6 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 EXPECTED = {
+    "async_many.py": ["France: Paris", "Tokyo", " 6, 7, 8, 9, 10,", "stopped after half a second"],
     "cancel.py": ["cancelled", "Paris"],
     "chat.py": ["> What is the capital of France?", "Paris", "> And of Italy?", "Rome"],
     "embed.py": ["-> Recipe for a simple loaf", "35 tokens, vectors of 576 numbers"],

@@ -82,6 +82,7 @@ CALLS: dict[str, Callable[[pw.Model], object]] = {
     "template": lambda m: m.apply_chat_template(MESSAGES, template_kwargs={"extra": "$ref"}),
     "embed": lambda m: m.embed("abc").tolist(),
     "embed several": lambda m: m.embed(TEXTS, pooling="last", normalize=False).tolist(),
+    "choices": lambda m: [choice.text for choice in m.generate_n([5, 6, 7], 3, max_tokens=6, seed=4)],
     "embed nothing": lambda m: m.embed([]).shape,
     "embed tokens": lambda m: [np.asarray(row).tolist() for row in m.embed(["abc", "x"], pooling="none")],
     "embed the tokens of one": lambda m: np.asarray(m.embed("abc", pooling="none")).shape,
@@ -121,12 +122,14 @@ def test_every_public_method_is_another_or_needs_no_sandbox(there: pw.Model) -> 
     """A method that is added to ``Model`` must be thought of here: it would look for an engine that is elsewhere."""
     own = {name for kind in type(there).__mro__[:2] for name in vars(kind)}
     public = {name for kind in (pw.Model, *pw.Model.__mro__[1:-1]) for name in vars(kind) if not name.startswith("_")}
-    assert public - own == {"is_closed", "n_cls_out", "sampling_metadata"}
+    assert public - own == {"generate_n", "infill", "is_closed", "n_cls_out", "run_tools", "sampling_metadata"}
     vocab = {name for name in vars(pw.Vocab) if not name.startswith("_")}
     assert vocab - set(vars(type(there.vocab))) == set()
 
 
 REFUSED: dict[str, Callable[[pw.Model], object]] = {
+    "no tokens to fill in by": lambda m: m.infill("a", "b"),
+    "too many choices": lambda m: m.generate_n("a", 9999),
     "an unknown parameter": lambda m: m.generate("abc", warmth=1),
     "a parameter out of range": lambda m: m.generate("abc", top_p=2.0),
     "no tokens": lambda m: m.generate([300_000]),

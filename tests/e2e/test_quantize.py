@@ -72,6 +72,13 @@ def test_a_dry_run_takes_tensors_of_any_name(source: Path, tmp_path: Path, prune
     assert dry.size_after_bytes == real.size_after_bytes
 
 
+@pytest.mark.parametrize("wrong", [5, None, b"a.gguf"])
+def test_what_is_no_path_is_refused(source: Path, tmp_path: Path, wrong: Any) -> None:
+    for arguments in ((wrong, tmp_path / "out.gguf"), (source, wrong)):
+        with pytest.raises(pw.RequestError, match=r"quantize: .* is not a path"):
+            pw.quantize(*arguments)
+
+
 @pytest.mark.parametrize("n_threads", ["2", 0, True, 1.5])
 def test_numbers_of_threads_that_are_none_are_refused(source: Path, tmp_path: Path, n_threads: Any) -> None:
     with pytest.raises(pw.RequestError, match="not a positive integer"):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm import _repacked
+from pyllama_wasm import _atomic_file, _repacked
 
 PROMPT = [1, *range(40, 70)]
 
@@ -131,7 +131,7 @@ def test_a_changed_model_gets_a_file_of_its_own(write_tiny: Callable[..., Path],
             results.append(logits(model))
             assert_close(results[-1], logits(plain))
     kept_files(folder, 2)
-    assert not np.array_equal(*results)
+    assert not np.array_equal(results[0], results[1])
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_files_are_dropped_when_there_is_no_room_for_all(
     with load(small):
         (first,) = kept_files(folder, 1)
     os.utime(first, (1, 1))
-    leftover = folder / f"{_repacked.PREFIX}left"
+    leftover = folder / f"{_atomic_file.PREFIX}left"
     leftover.write_bytes(b"x")
     os.utime(leftover, (1, 1))
     monkeypatch.setenv(_repacked.ENVIRONMENT_VARIABLE, str(first.stat().st_size + 10))

@@ -22,6 +22,16 @@ LAYERS = {
     "types": 0,
     "candidates": 0,
     "chat": 0,
+    "_schema": 0,
+    "_schema_nodes": 0,
+    "_schema_pattern": 0,
+    "_schema_unions": 0,
+    "_type_schema": 0,
+    "structured": 0,
+    "tools": 0,
+    "tool_loop": 0,
+    "chat_calls": 3,
+    "chat_generation": 3,
     "demo": 0,
     "_gguf_cursor": 0,
     "ggml_types": 0,
@@ -35,7 +45,16 @@ LAYERS = {
     "host": 1,
     "_abi": 2,
     "native": 2,
+    "_async_bridge": 3,
+    "_async_embed": 3,
     "_atomic_file": 0,
+    "_listening": 0,
+    "_cancel_scope": 0,
+    "llama_async": 4,
+    "async_api": 3,
+    "oneliners": 3,
+    "prompt_cache": 3,
+    "_prompt_files": 3,
     "_fork_locks": 0,
     "_batch_check": 3,
     "_context_outputs": 3,
@@ -50,6 +69,12 @@ LAYERS = {
     "_lora_check": 3,
     "_memory_probe": 3,
     "_logits_processors": 3,
+    "_logprobs": 0,
+    "_call_options": 3,
+    "completion_calls": 3,
+    "draft_model": 3,
+    "infill": 3,
+    "speculative": 3,
     "_sampler_makers": 3,
     "_sampler_offload": 3,
     "_sampler_parts": 3,
@@ -59,6 +84,15 @@ LAYERS = {
     "_model_save": 3,
     "estimate": 3,
     "_model_struct": 3,
+    "_repacked": 3,
+    "_download": 0,
+    "_hub_choice": 3,
+    "_hub_client": 3,
+    "_hub_list": 3,
+    "_hub_progress": 0,
+    "_hub_reference": 0,
+    "_hub_url": 3,
+    "hub": 3,
     "_snapshot": 3,
     "source": 3,
     "_quantize_struct": 3,
@@ -76,6 +110,7 @@ LAYERS = {
     "loaded_model": 3,
     "memory": 3,
     "model": 3,
+    "process": 3,
     "custom_sampler": 3,
     "state": 3,
     "sampler": 3,
@@ -85,7 +120,25 @@ LAYERS = {
     "scheduler": 0,
     "threadpool": 3,
     "vocab": 3,
+    "_llm_messages": 4,
+    "_llm_store": 0,
+    "llm_plugin": 4,
     "measure": 4,
+    "llama": 4,
+    "llama_cache": 4,
+    "llama_chat": 4,
+    "llama_chat_format": 4,
+    "llama_completion": 4,
+    "llama_embedding": 4,
+    "llama_grammar": 4,
+    "llama_low_level": 4,
+    "llama_options": 4,
+    "llama_pretrained": 4,
+    "llama_processors": 4,
+    "llama_response": 4,
+    "llama_speculative": 4,
+    "llama_tokenizer": 4,
+    "llama_types": 4,
     "runtime": 4,
     "cli": 5,
     "__main__": 5,
@@ -97,6 +150,18 @@ HOST_ONLY = frozenset({"wasmtime", "ctypes"})
 GENERATED = frozenset({"_abi"})
 
 GIVEN_SIGNATURES = frozenset({"path_open", "sgemm"})  # WASI's and BLAS's own parameters, one Python parameter each
+
+# The facade's constructor says how a model is loaded, each in a word of its own.
+WIDE: dict[tuple[str, ...], int] = {
+    ("chat_calls", "chat"): 18,  # and how a conversation is answered
+    ("model", "__init__"): 9,
+    # The drop-in's are llama-cpp-python's.
+    ("llama", "__init__"): 49,
+    ("llama", "create_completion"): 25,
+    ("llama", "create_chat_completion"): 28,
+    ("llama", "sample"): 16,
+    ("llama", "generate"): 18,
+}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -178,7 +243,8 @@ def size_violations(module: Module) -> list[str]:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 found.append(f"{module}: {node.name} has {length} lines")
-            if (count := parameter_count(node)) > MAX_PARAMETERS and node.name not in GIVEN_SIGNATURES:
+            most = WIDE.get((*module.parts, node.name), MAX_PARAMETERS)
+            if (count := parameter_count(node)) > most and node.name not in GIVEN_SIGNATURES:
                 found.append(f"{module}: {node.name} has {count} parameters")
     return found
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from pyllama_wasm import RequestError, SandboxError
-from pyllama_wasm.chat import ChatPrompt, ChatRequest, check_messages
+from pyllama_wasm.chat import ChatPrompt, ChatRequest, MessageReader, check_messages
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -48,9 +49,16 @@ def test_request_is_json_with_what_was_given() -> None:
         "messages": HELLO,
         "add_generation_prompt": False,
         "enable_thinking": True,
+        "reasoning_format": "auto",
         "template": "{{ x }}",
         "template_kwargs": {"x": "é"},
     }
+
+
+def test_a_prefill_is_the_last_message() -> None:
+    request = json.loads(ChatRequest(HELLO, prefill="Sure").to_json())
+    assert request["messages"] == [*HELLO, {"role": "assistant", "content": "Sure"}]
+    assert request["continue_final_message"] == "content"
 
 
 @pytest.mark.parametrize("content", ["\ud800", "a\udfff"])
@@ -66,17 +74,92 @@ def test_values_that_json_cannot_carry_are_refused() -> None:
 
 
 def test_answer_is_read() -> None:
-    answer = json.dumps({"prompt": "P", "stops": ["</s>", ""], "grammar": "", "format": "Content-only"})
-    assert ChatPrompt.from_json(answer) == ChatPrompt("P", ("</s>",), "", "Content-only")
+    answer = {"prompt": "P", "stops": ["</s>", ""], "grammar": "g", "format": "f", "grammar_lazy": True}
+    answer |= {"grammar_triggers": ["a"], "trigger_tokens": [3], "preserved": {"7": "<t>"}, "thinks": True}
+    assert ChatPrompt.from_json(json.dumps(answer)) == ChatPrompt(
+        "P", ("</s>",), "g", "f", grammar_lazy=True, grammar_triggers=("a", 3), preserved={7: "<t>"}, thinks=True
+    )
 
 
-@pytest.mark.parametrize("answer", ["", "[1]", "{}", '{"prompt": 3}', '{"prompt": "", "stops": [1]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "", "[1]", "{}", '{"prompt": 3}', '{"prompt": "", "stops": [1]}', "[" * 100_000,
+        '{"prompt": "", "preserved": {"x": "a"}}', '{"prompt": "", "preserved": {"1": 2}}',
+        '{"prompt": "", "trigger_tokens": [-1]}', '{"prompt": "", "trigger_tokens": [true]}',
+        '{"prompt": "", "grammar": 3}', '{"prompt": "", "grammar_lazy": 1}',
+    ],
+)  # fmt: skip
 def test_malformed_answers_of_the_guest_are_refused(answer: str) -> None:
     with pytest.raises(SandboxError, match="apply the chat template"):
         ChatPrompt.from_json(answer)
 
 
-def test_lazy_grammar_is_not_taken_for_a_plain_one() -> None:
-    answer = {"prompt": "P", "grammar": "root ::= [a]", "grammar_lazy": True}
-    assert ChatPrompt.from_json(json.dumps(answer)).grammar == ""
-    assert ChatPrompt.from_json(json.dumps({**answer, "grammar_lazy": False})).grammar == "root ::= [a]"
+def call(index: int, name: str = "", arguments: str = "", identity: str = "") -> dict[str, Any]:
+    function = {"arguments": arguments, **({"name": name} if name else {})}
+    return {"tool_calls": [{"index": index, "id": identity, "function": function}]}
+
+
+def test_a_message_is_put_together_from_its_deltas() -> None:
+    reader = MessageReader()
+    deltas = [
+        {"reasoning_content": "Hm."},
+        {"content": "I "},
+        {"content": "see."},
+        call(0, "f", '{"a"', "x"),
+        call(0, "", ": 1}"),
+    ]
+    told = reader.read(json.dumps(deltas)) + reader.read(json.dumps([call(1, "g")]))
+    assert [reader.take(delta) for delta in told] == ["", "I ", "see.", "", "", ""]
+    message = reader.message
+    assert message["reasoning_content"] == "Hm." and message["content"] == "I see."
+    first, second = message["tool_calls"]
+    assert first == {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    assert len(second["id"]) == 9 and second["id"].isalnum()
+    assert told[4]["tool_calls"] == [{"index": 0, "function": {"arguments": ": 1}"}}]
+
+
+def test_content_beside_calls_is_none_where_there_is_no_text() -> None:
+    reader = MessageReader()
+    for delta in reader.read(json.dumps([call(0, "f", "{}")])):
+        reader.take(delta)
+    assert reader.message["content"] is None
+    assert MessageReader().message == {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "", "{}", "[3]", '[{"content": 3}]', '[{"role": "user"}]', '[{"content": "a", "reasoning_content": "b"}]',
+        '[{"tool_calls": []}]', '[{"tool_calls": [3]}]', '[{"tool_calls": [{"index": 0}]}]', "[" * 100_000,
+        json.dumps([call(1, "f")]), json.dumps([call(-1, "f")]), json.dumps([call(0)]), json.dumps([call(0, "f")] * 2),
+        '[{"tool_calls": [{"index": true, "function": {"name": "f"}}]}]',
+        '[{"tool_calls": [{"index": 0, "function": {"name": 3}}]}]',
+    ],
+)  # fmt: skip
+def test_malformed_deltas_of_the_guest_are_refused(answer: str) -> None:
+    with pytest.raises(SandboxError, match="read the answer"):
+        MessageReader().read(answer)
+
+
+def test_halves_of_surrogate_pairs_do_not_get_out() -> None:
+    assert MessageReader().read('[{"content": "a\\ud800b"}]') == [{"content": "a?b"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("template", True, "template is bool and no text"),
+        ("template_kwargs", "id", "template_kwargs is str and no dict"),
+        ("tools", {"type": "function"}, "tools is dict and no list"),
+        ("tools", "weather", "tools is str and no list"),
+        ("tools", 3, "tools is int and no list"),
+        ("prefill", 3, "prefill is int and no text"),
+        ("reasoning", "much", "reasoning is 'much' and none of auto, none, deepseek"),
+        ("parallel_tool_calls", 1, "parallel_tool_calls is 1"),
+        ("template_kwargs", {"enable_thinking": "no"}, "enable_thinking is 'no'"),
+    ],
+)
+def test_other_arguments_of_the_wrong_type_are_refused(field: str, value: object, reason: str) -> None:
+    with pytest.raises(RequestError, match=f"chat: {reason}"):
+        ChatRequest(HELLO, **{field: value}).to_json()  # type: ignore[arg-type]

@@ -123,7 +123,8 @@ def test_every_default_is_the_parameter_classes_own(model: type[FakeModel]) -> N
     RUNNER.invoke(app, ["run", "-m", "x.gguf", "Hi"])
     (_, _, opened), (_, _, asked) = model.calls[:2]
     assert opened["context_params"] == pw.ContextParams()
-    assert opened["n_threads"] is None
+    assert opened["n_threads"] is None and opened["load"] is None
+    assert opened["limits"] == pw.Limits()
     assert asked["sampling"] == pw.SamplingParams()
     assert set(asked) == {"sampling", "stop", "stream"}
 
@@ -139,6 +140,26 @@ def test_options_reach_the_model(model: type[FakeModel]) -> None:
     assert (opened["n_threads"], opened["context_params"].n_ctx, opened["load"]) == (2, 256, "copy")
     expected = pw.SamplingParams(temperature=0, top_k=5, top_p=0.5, min_p=0.1, seed=3)
     assert (asked["sampling"], asked["stop"], asked["max_tokens"]) == (expected, ["a", "b"], 7)
+
+
+def test_limits_reach_the_model(model: type[FakeModel]) -> None:
+    for options, limits in (
+        ("--untrusted", pw.Limits.untrusted()),
+        ("--memory 300 --deadline 2.5", pw.Limits(memory_bytes=300 << 20, deadline_s=2.5)),
+        ("--untrusted --memory 1 --deadline 9", pw.Limits.untrusted(memory_bytes=1 << 20, deadline_s=9)),
+    ):
+        for command in ("run", "complete", "tokenize"):
+            model.calls.clear()
+            result = RUNNER.invoke(app, [command, "-m", "x.gguf", *options.split(), "Hi"])
+            assert result.exit_code == 0, result.output
+            assert model.calls[0][2]["limits"] == limits
+
+
+def test_a_deadline_that_is_none_is_one_line_and_exit_1(model: type[FakeModel]) -> None:
+    result = RUNNER.invoke(app, ["run", "-m", "x.gguf", "--deadline", "nan", "Hi"])
+    assert result.exit_code == 1
+    assert result.stderr == "error: set limits: deadline_s: nan is not a positive number of seconds\n"
+    assert model.calls == []
 
 
 def test_timings_go_to_standard_error(model: type[FakeModel]) -> None:
@@ -292,7 +313,8 @@ def test_version_names_both_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["bogus"], ["run"], ["run", "--temp", "-1", "x"], ["run", "--load", "magic", "x"]]
+    "arguments",
+    [["bogus"], ["run"], ["run", "--temp", "-1", "x"], ["run", "--load", "magic", "x"], ["run", "--memory", "0", "x"]],
 )
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2
@@ -330,3 +352,12 @@ def test_model_text_goes_into_a_pipe_unchanged(capsys: pytest.CaptureFixture[str
 )
 def test_sizes_are_scaled(number: int, text: str) -> None:
     assert _terminal.size(number) == text
+
+
+def test_isolation_reaches_the_model(model: type[FakeModel]) -> None:
+    for options, isolation in ([], None), (["--isolation", "none"], None), (["--isolation", "process"], "process"):
+        for command in ("run", "complete", "tokenize"):
+            model.calls.clear()
+            result = RUNNER.invoke(app, [command, "-m", "x.gguf", *options, "Hi"])
+            assert result.exit_code == 0, result.output
+            assert model.calls[0][2]["isolation"] == isolation

@@ -190,8 +190,15 @@ def completion() -> pw.Completion:
 def test_a_completion_arrives() -> None:
     value = reading(pack(values.completion_to_wire(completion()), SMALL))
     assert values.completion_from_wire(value, pw.Completion, 10, 7.0) == completion()
-    chat = values.completion_from_wire(value, pw.ChatCompletion, 10, 7.0)
-    assert isinstance(chat, pw.ChatCompletion)
+    message: pw.ChatMessage = {"role": "assistant", "content": None, "reasoning_content": "Hm."}
+    message["tool_calls"] = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    said = completion()
+    chat = pw.ChatCompletion("", (3, 4), "tool_calls", said.usage, said.timings, message=message)
+    value = reading(pack(values.completion_to_wire(chat), SMALL))
+    assert values.completion_from_wire(value, pw.ChatCompletion, 10, 7.0) == chat
+    for wrong in (None, {"content": 3}, {"content": "a", "tool_calls": [3]}, {"content": "a", "reasoning_content": 3}):
+        with pytest.raises(WireError):
+            values.completion_from_wire([*value[:-1], wrong], pw.ChatCompletion, 10, 7.0)
 
 
 @pytest.mark.parametrize(

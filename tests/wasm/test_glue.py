@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,3 +82,20 @@ def test_n_gram_speculation_proposes_what_followed_before(model: pw.Model, nativ
 def test_speculation_that_needs_a_draft_model_is_refused(model: pw.Model, native: Native) -> None:
     with model.context(n_ctx=64) as context, pytest.raises(GuestException, match="not an n-gram kind"):
         native.call("pw_speculative_new", "draft-simple", context._ptr, 1, 3, 8)
+
+
+def test_a_draft_model_proposes_what_it_finds_likely(model: pw.Model, native: Native) -> None:
+    assert native.call("pw_speculative_compatible", model._ptr, model._ptr) == 1
+    tokens = model.vocab.tokenize("The capital of France is")
+    sizes: dict[str, Any] = {"n_ctx": 64, "n_seq_max": 1}
+    with model.context(**sizes) as target, model.context(**sizes) as draft, native.scratch(4 * 4) as out:
+        handle = native.call("pw_speculative_new_draft", target._ptr, draft._ptr, 4, 0.1)
+        with native.array(np.array(tokens, dtype=np.int32)) as text:
+            n = len(tokens) - 1
+            native.call("pw_speculative_begin", handle, 0, text, n)
+            assert native.call("pw_speculative_process", handle, text, n, 0) == 1
+            n_drafted = int(native.call("pw_speculative_draft", handle, 0, text, n, tokens[-1], out, 4) or 0)
+            drafted = native.engine.memory.view(out, (n_drafted,), np.int32).tolist()
+            assert native.call("pw_speculative_process", handle, text, n, 0) == 0  # these positions are taken
+        native.call("pw_speculative_free", handle)
+    assert model.vocab.detokenize(drafted).startswith(" Paris")

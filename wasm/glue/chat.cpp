@@ -12,6 +12,7 @@
 #include <climits>
 #include <map>
 #include <memory>
+#include <regex>
 #include <set>
 #include <stdexcept>
 #include <vector>
@@ -109,6 +110,18 @@ static bool keeps_text(const pw_chat & chat) {
     }
 }
 
+// A required call comes at once: where upstream's grammar lets text stand before it, a weak model would write nothing else.
+static std::string without_preamble(const std::string & grammar) {
+    static const std::regex text(" until-[0-9]+\\?");
+    const size_t begin = grammar.compare(0, 9, "root ::= ") == 0 ? 0 : grammar.find("\nroot ::= ");
+    if (begin == std::string::npos) {
+        return grammar;
+    }
+    const size_t end = grammar.find('\n', begin + 1);
+    const std::string root = grammar.substr(begin, end - begin);
+    return grammar.substr(0, begin) + std::regex_replace(root, text, "") + (end == std::string::npos ? "" : grammar.substr(end));
+}
+
 static pw_chat apply(const llama_model * model, const common_json & request) {
     const llama_vocab *                vocab     = llama_model_get_vocab(model);
     const auto                         templates = common_chat_templates_init(model, text_of(request, "template"));
@@ -130,6 +143,9 @@ static pw_chat apply(const llama_model * model, const common_json & request) {
     }
     if (!inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE) {
         const bool is_required = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+        if (is_required) {
+            chat.params.grammar = without_preamble(chat.params.grammar);
+        }
         chat.takes_tools = chat.caps["supports_tool_calls"] && (is_required ? !chat.params.grammar.empty() : keeps_text(chat));
     }
     chat.message.role = "assistant";
@@ -319,10 +335,10 @@ static llama_sampler * budget_of(const pw_chat & chat, const llama_vocab * vocab
     }
     std::vector<std::vector<llama_token>> end_tokens;
     for (const std::string & end : ends) {
-        end_tokens.push_back(tokens_of(vocab, end));
+        end_tokens.push_back(prefill_of(vocab, end));
     }
-    const auto forced = tokens_of(vocab, text_of(request, "budget_message") + ends.front());
-    return common_reasoning_budget_init(vocab, {tokens_of(vocab, chat.params.thinking_start_tag)}, end_tokens, forced,
+    const auto forced = prefill_of(vocab, text_of(request, "budget_message") + ends.front());
+    return common_reasoning_budget_init(vocab, {prefill_of(vocab, chat.params.thinking_start_tag)}, end_tokens, forced,
                                         budget < 0 ? INT_MAX : budget);
 }
 
@@ -336,7 +352,8 @@ llama_sampler * pw_chat_constraint(const pw_chat * chat, const llama_model * mod
         llama_sampler * grammar = chat->params.grammar.empty() ? nullptr : grammar_of(*chat, vocab, prefill);
         llama_sampler * budget  = budget_of(*chat, vocab, request);
         for (const llama_token token : prefill) {
-            if (budget) {
+            // What follows in the prompt is not what was to be forced.
+            if (budget && common_reasoning_budget_get_state(budget) != REASONING_BUDGET_FORCING) {
                 llama_sampler_accept(budget, token);
             }
         }

@@ -268,25 +268,31 @@ ALWAYS_INLINE void codes_q6_K(v128_t a, v128_t b, v128_t bits, v128_t codes[4]) 
     codes[3] = wasm_v128_or(high_nibbles(b), wasm_v128_and(wasm_u16x8_shr(bits, 2), two_bits));
 }
 
-// Four rows of a quarter, whose scales are s: codes of six bits fill 16 bits after two turns.
+// A cell of a quarter: sums of four groups, which begin with the first one.
+ALWAYS_INLINE void add_cell(const uint8_t * x, const v128_t * q, v128_t sums[4], bool is_first) {
+    v128_t codes[4];
+    codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
+    for (int k = 0; k < 4; k++) {
+        const v128_t products = dot_codes(q[k], codes[k]);
+        sums[k] = is_first ? products : wasm_i16x8_add(sums[k], products);
+    }
+}
+
+// Four rows of a quarter, whose scales are s: codes of six bits fill 16 bits after two cells.
 ALWAYS_INLINE v128_t add_quarter(const uint8_t ** cells, const v128_t * column, const v128_t s[2], v128_t total) {
     const uint8_t * x = *cells;
     const v128_t *  q = column;
 #pragma clang loop unroll(disable)
-    for (int half = 0; half < 2; half++) {
-        v128_t sums[4] = {0};
-#pragma clang loop unroll(disable)
-        for (int i = 0; i < 2; i++) {
-            v128_t codes[4];
-            codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
-            for (int k = 0; k < 4; k++) {
-                sums[k] = wasm_i16x8_add(sums[k], dot_codes(q[k], codes[k]));
-            }
-            x += 48;
-            q += 4;
-            OPAQUE(x);
-            OPAQUE(q);
-        }
+    for (int half = 0; half < 2; half++, x += 96, q += 8) {
+        v128_t sums[4];
+        OPAQUE(x);
+        OPAQUE(q);
+        do {
+            add_cell(x, q, sums, true);
+        } while (is_repeated(x));
+        do {
+            add_cell(x + 48, q + 4, sums, false);
+        } while (is_repeated(x));
         total = add_pairs(total, sums[0], FIRST_OF_PAIRS(s[0]));
         total = add_pairs(total, sums[1], SECOND_OF_PAIRS(s[0]));
         total = add_pairs(total, sums[2], FIRST_OF_PAIRS(s[1]));

@@ -16,14 +16,6 @@
 #define MAX_COLS 64            // of activations, converted together
 #define MAX_ACTIVATIONS 23040  // steps of them, on the stack
 
-// False, as no pointer is null, but the compiler does not know. A loop that it ends is one basic block, of which the runtime's
-// compiler issues all loads before it begins to calculate: so this keeps the loads of the next step out of the registers.
-ALWAYS_INLINE bool is_repeated(const v128_t * pointer) {
-    uintptr_t address = (uintptr_t) pointer;
-    __asm__("" : "+r"(address));
-    return __builtin_expect(address == 0, 0);
-}
-
 // acc += four rows times n_cols columns, up to the step at `end`. A product and a sum, not one fused operation: the runtime's
 // compiler has only that which overwrites a factor, and the sum then takes one or two moves to come back to its register.
 ALWAYS_INLINE void tile(const v128_t * w, const v128_t * end, const v128_t * y, v128_t acc[][N_ROWS], int n_cols) {
