@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ class _Asked:
     def take(self, part: Embeddings) -> None:
         self.parts.append(part)
         self.n_done += len(part.n_tokens)
-        if self.n_done == len(self.texts) and not self.future.cancelled():
+        if self.n_done == len(self.texts):
             vectors = np.concatenate([each.vectors for each in self.parts])
-            self.future.set_result(Embeddings(vectors, tuple(n for each in self.parts for n in each.n_tokens)))
+            with suppress(InvalidStateError):  # cancelled at this moment
+                self.future.set_result(Embeddings(vectors, tuple(n for each in self.parts for n in each.n_tokens)))
 
 
 class EmbedQueue:
@@ -46,9 +48,9 @@ class EmbedQueue:
     def __init__(self) -> None:
         """Start with none."""
         self._lock = threading.Lock()
-        renew_after_fork(self, _lock=threading.Lock)
         self._waiting: deque[_Asked] = deque()
         self._is_running = False
+        renew_after_fork(self, _lock=threading.Lock, _waiting=deque, _is_running=bool)
 
     async def embed(self, model: Model, inputs: EmbeddingInput, options: dict[str, Any]) -> Embeddings:
         """Do as ``Model.embed_with_usage``. When the task is cancelled its further texts are not computed."""
@@ -74,6 +76,8 @@ class EmbedQueue:
                     _fail(group[0][0], error)
                     continue
                 for asked, n in group:  # one's fault is not the others'
+                    if asked.future.done():
+                        continue
                     try:
                         self._compute([(asked, n)], [n])
                     except Exception as own:  # noqa: BLE001
@@ -105,5 +109,5 @@ class EmbedQueue:
 
 
 def _fail(asked: _Asked, error: Exception) -> None:
-    if not asked.future.cancelled():
+    with suppress(InvalidStateError):
         asked.future.set_exception(error)

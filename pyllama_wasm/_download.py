@@ -137,11 +137,15 @@ class _Transfer:
         if have and etag.exists() and (tag := etag.read_text(encoding="latin-1")):
             request.add_header("Range", f"bytes={have}-")
             request.add_header("If-Range", tag)
-        with opener.open(request, timeout=TIMEOUT_S) as response:
+        try:
+            response = opener.open(request, timeout=TIMEOUT_S)
+        except ValueError as error:
+            raise ModelFileError(self.operation, f"the server leads to no address: {error}") from error
+        with response:
             if response.status != 206:
                 have = 0
             length = response.headers.get("Content-Length") or ""
-            total = have + int(length) if length.isdecimal() else None
+            total = have + int(length) if length.isdecimal() and len(length) < 20 else None
             tag = response.headers.get("ETag") or ""
             if not have:
                 # A weak tag does not promise the same bytes.

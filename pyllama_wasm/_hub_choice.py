@@ -54,11 +54,15 @@ def all_parts(name: str, names: Collection[str], operation: str) -> list[str]:
     return parts
 
 
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
 def is_model(name: str) -> bool:
     """Tell whether a GGUF file is a model, by its name, and the first part of one."""
     base = name.rpartition("/")[2].lower()
-    parts = split_parts(base)
-    return not any(word in base for word in _SIDECARS) and (not parts or parts[0] == base)
+    part = _PART.search(base)
+    is_further = part is not None and 1 < int(part[1]) <= int(part[2])
+    return not any(word in base for word in _SIDECARS) and not is_further
 
 
 def quantization_of(name: str) -> str:

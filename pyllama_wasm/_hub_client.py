@@ -115,9 +115,15 @@ class Hub:
         """
         hub = _library(self.operation)
         with self._translated(hub):
-            info = hub.HfApi(endpoint=endpoint(), library_name="pyllama_wasm").model_info(
-                self.reference.repo_id, revision=self.reference.revision, files_metadata=True, timeout=TIMEOUT_S
-            )
+            try:
+                info = hub.HfApi(endpoint=endpoint(), library_name="pyllama_wasm").model_info(
+                    self.reference.repo_id, revision=self.reference.revision, files_metadata=True, timeout=TIMEOUT_S
+                )
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                if isinstance(error, (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError)):
+                    raise
+                reason = f"{endpoint()} does not answer as the hub does"
+                raise OfflineError(self.operation, reason, "check the network and HF_ENDPOINT") from error
         commit = info.sha or ""
         if not _COMMIT.fullmatch(commit):
             raise ModelFileError(self.operation, "the hub's answer names no commit", "check HF_ENDPOINT")
@@ -131,8 +137,7 @@ class Hub:
         """
         hub = _library(self.operation)
         file = snapshot.files[name]
-        blob = self.folder / "blobs" / (file.sha256 or file.git_oid or "-")
-        is_here = not force and (self.path(snapshot.commit, name).exists() or blob.exists())
+        is_here = not force and self.path(snapshot.commit, name).exists()
         with self._translated(hub):
             path = Path(
                 hub.hf_hub_download(
@@ -147,7 +152,11 @@ class Hub:
                 )
             )
         if not is_here:
-            self._verify(path, file)
+            try:
+                self._verify(path, file)
+            except BaseException:  # interrupted: the next time it is looked at again
+                path.unlink(missing_ok=True)
+                raise
         return path
 
     def remember(self, snapshot: Snapshot) -> None:
@@ -247,8 +256,13 @@ def _file_of(sibling: Any) -> tuple[str, HubFile]:
     )
 
 
+_MAX_NAME = 1024
+
+
 def _is_inside(name: str) -> bool:
     """Tell whether a name of a repository stays in its folder, on every system."""
+    if len(name) > _MAX_NAME:
+        return False
     return name.isprintable() and not set(name) & set('\\:*?"<>|') and not {"", ".", ".."} & set(name.split("/"))
 
 

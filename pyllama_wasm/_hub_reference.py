@@ -126,6 +126,8 @@ def _parse_url(text: str, hub_hosts: frozenset[str]) -> HubReference | UrlRefere
         if fragment:
             raise RequestError("find a model", f"#{fragment} is not for the hub", "its files are checked anyway")
         return _parse_web(unquote(parts.path), text)
+    if set(unquote(parts.path).rpartition("/")[2]) & set(':*?"<>|'):  # Windows takes some for a drive or a stream
+        raise RequestError("find a model", f"{text!r} has no name of a file", _FORMS)
     if parts.scheme.lower() != "https" and host not in _LOOPBACK:
         raise RequestError("find a model", f"{text!r} is not encrypted", "write https://")
     if not parts.path.lower().endswith(".gguf"):

@@ -22,6 +22,7 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _ACTIVATIONS = ("gelu", "silu", "tanh")
 _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 _TABLES_OF_NUMBERS = re.compile(r"(^d2t|\.ffn_gate_tid2eid)(\.weight)?$")  # of tokens and of experts
+_MATRICES = re.compile(r"^(cls(\.output)?|decision\.scorer_out|conf_proj)\.weight$")  # of one output, maybe
 _NORM_OR_BIAS = re.compile(r"norm(\d|_\w+)?(\.weight)?$|\.bias$")
 _FLOATS, _INTEGERS = ("f32", "f16", "bf16", "f64"), ("i8", "i16", "i32", "i64")
 _OWN_WIDTHS = {
@@ -97,7 +98,11 @@ def check_types(tensors: Iterable[GGUFTensor], operation: str) -> None:
         if _NORM_OR_BIAS.search(tensor.name):
             reason = f"tensor {tensor.name!r} has the type {tensor.type_name}, and norms and biases have f32"
             raise ModelFormatError(operation, reason)
-        if tensor.type_name not in _FLOATS and tensor.n_elements == tensor.shape[0]:
+        if (
+            tensor.type_name not in _FLOATS
+            and tensor.n_elements == tensor.shape[0]
+            and not _MATRICES.search(tensor.name)
+        ):
             raise ModelFormatError(operation, f"tensor {tensor.name!r} is a single row and quantized")
 
 

@@ -33,6 +33,7 @@ MAX_DEPTH, MAX_NODES = 64, 20_000
 """How deep a schema may be nested, references apart, and how large it may be: the guest recurses into it."""
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_MAX_CHARACTERS = 1 << 18
 _UNIONS = ("anyOf", "oneOf", "allOf", "$ref")
 _BY_KEYWORD = {keyword: kind for kind, keywords in ASSERTIONS.items() for keyword in keywords}
 
@@ -62,14 +63,22 @@ def normalized(schema: Mapping[str, Json]) -> dict[str, Json]:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         fail("", f"it cannot be written as JSON: {error}")
-    return _Normalizer(json.loads(text), text).run()
+    if len(text) > _MAX_CHARACTERS:
+        fail("", f"it has more than {_MAX_CHARACTERS} characters")
+    try:
+        return _Normalizer(json.loads(text), text).run()
+    except RecursionError:
+        fail("", "it is nested too deep")
 
 
 class _Normalizer:
     def __init__(self, root: dict[str, Json], text: str) -> None:
         self.root = root
         # Names of the converter's rules come from those of properties and references: ours must be none of theirs.
-        self.salt = next(salt for n in range(1 << 16) if (salt := f"r{n}x") not in text)
+        self.salt = next((salt for n in range(1 << 10) if (salt := f"r{n}x") not in text), "")
+        if not self.salt:
+            fail("", "it has every name that rules of its own could get")
+        self.depth = 0
         self.names: dict[str, str] = {}
         self.defs: dict[str, Json] = {}
 
@@ -146,7 +155,11 @@ class _Normalizer:
             target = self.target(ref, path)
             self.names[ref] = name = f"{self.salt}{len(self.names)}"
             self.defs[name] = None  # until it is known: it may refer to itself
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                fail(path, f"references lead more than {MAX_DEPTH} deep")
             self.defs[name] = self.node(target, ref)
+            self.depth -= 1
             self.resolved({"$ref": f"#/$defs/{name}"})
         return self.names[ref]
 

@@ -122,7 +122,8 @@ def object_node(own: dict[str, Json], path: str, read: Read) -> dict[str, Json]:
     node["additionalProperties"] = False if closed else read(more, f"{path}/additionalProperties") or True
     if not found:
         del node["properties"], node["required"]
-    return ClosedObject(node) if more is False else node
+    is_forbidding = any(each is False for each in properties.values())
+    return ClosedObject(node) if more is False or is_forbidding else node
 
 
 def _are_plain(names: dict[str, Json]) -> bool:

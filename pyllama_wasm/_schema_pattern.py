@@ -15,6 +15,7 @@ _OPERATION = "use the schema"
 
 MAX_REPEAT = 1000
 MAX_DEPTH = 50
+_MAX_CHARACTERS = 4096
 
 _ANY = r'[^"\\\x00-\x1F\x7F\u2028\u2029]'
 _UNSAFE = frozenset('"\\') | {chr(code) for code in range(32)} | {"\x7f"}
@@ -31,6 +32,8 @@ def json_pattern(pattern: str) -> str:
 
     Where it is not anchored, any text may stand before or behind what it matches, without characters that JSON escapes.
     """
+    if len(pattern) > _MAX_CHARACTERS:
+        raise RequestError(_OPERATION, f"a pattern has more than {_MAX_CHARACTERS} characters")
     parser = _Parser(pattern)
     alternatives = [parser.branch()]
     while parser.take("|"):

@@ -95,11 +95,14 @@ def _class_schema(kind: type, defs: Defs) -> dict[str, Json]:
         for name, found in schema.pop("$defs", {}).items():
             _define(defs, name, found)
     elif dataclasses.is_dataclass(kind) or _is_typed_dict(kind):
-        if kind.__name__ in defs:
+        before = defs.get(kind.__name__)
+        if before is kind:  # being described: it mentions itself
             return {"$ref": f"#/$defs/{kind.__name__}"}
-        defs[kind.__name__] = None  # it may mention itself
+        defs[kind.__name__] = kind
         schema = _fields_schema(kind, defs)
         del defs[kind.__name__]
+        if before is not None:  # of the same name: `_define` tells whether it is the same
+            defs[kind.__name__] = before
     else:
         raise RequestError(_OPERATION, f"{kind.__name__} has no JSON schema", "use a dataclass or a pydantic model")
     _define(defs, kind.__name__, schema)

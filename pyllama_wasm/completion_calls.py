@@ -49,8 +49,10 @@ class CompletionCalls(LoadedModel):
         first = params.seed
         if first == RANDOM_SEED and self.params.deterministic:
             first = 0  # as every sampler of such a model has it
-        seeds = [first if first == RANDOM_SEED else (first + i) % _N_SEEDS for i in range(n)]
-        each = [params.replace(seed=seed if i == 0 or seed != RANDOM_SEED else 0) for i, seed in enumerate(seeds)]
+        if first == RANDOM_SEED:
+            each = [params] * n
+        else:  # the largest number stands for a seed of its own: it is left out
+            each = [params.replace(seed=(first + i) % (_N_SEEDS - 1)) for i in range(n)]
         return self.generate_many([prompt] * n, n_parallel=n_parallel, sampling=each, **options)
 
     @overload

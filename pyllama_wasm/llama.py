@@ -426,7 +426,7 @@ class Llama(LlamaLowLevel, LlamaEmbedding):
         self.cache = cache
 
     def _load_cached(self, tokens: Sequence[int]) -> None:
-        if self.cache is None:
+        if self.cache is None or self._loras:  # a state does not say with which adapter it was computed
             return
         try:
             state = self.cache[tokens]
@@ -438,7 +438,7 @@ class Llama(LlamaLowLevel, LlamaEmbedding):
             logger.warning("a cached state is of no use: %s", error.reason)
 
     def _keep_cached(self, prompt: Sequence[int], tokens: Sequence[int]) -> None:
-        if self.cache is not None:
+        if self.cache is not None and not self._loras:
             key = (*prompt, *tokens)
             self.cache[key] = self.save_state()
 

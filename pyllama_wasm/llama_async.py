@@ -142,8 +142,13 @@ class AsyncLlama:
     async def close(self) -> None:
         """End running calls and close the model, unless it was given as a ``Llama``. Doing it twice is fine."""
         self._is_closed = True
-        if self._is_own and self._llama is not None:
-            await in_thread(self._llama.close)
+        await in_thread(self._close)
+
+    def _close(self) -> None:
+        with self._lock:  # behind a load that goes on
+            llama = self._llama
+        if self._is_own and llama is not None:
+            llama.close()
 
     async def __aenter__(self) -> AsyncLlama:
         """Load the model and return this object."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -87,28 +88,33 @@ class LlamaRAMCache(BaseLlamaCache):
         """Begin with none."""
         super().__init__(capacity_bytes)
         self.cache_state: OrderedDict[Key, LlamaState] = OrderedDict()
+        self._lock = threading.RLock()
 
     @property
     def cache_size(self) -> int:
         """Bytes of all states in it."""
-        return sum(state.llama_state_size for state in self.cache_state.values())
+        with self._lock:
+            return sum(state.llama_state_size + state.scores.nbytes for state in self.cache_state.values())
 
     def __getitem__(self, key: Sequence[int]) -> LlamaState:
         """Return the state that begins as ``key`` does for longest."""
-        found = _best(tuple(key), self.cache_state)
-        self.cache_state.move_to_end(found)
-        return self.cache_state[found]
+        with self._lock:
+            found = _best(tuple(key), self.cache_state)
+            self.cache_state.move_to_end(found)
+            return self.cache_state[found]
 
     def __contains__(self, key: Sequence[int]) -> bool:
         """Tell whether a state has a token in common with ``key``."""
-        return _has_any(tuple(key), self.cache_state)
+        with self._lock:
+            return _has_any(tuple(key), self.cache_state)
 
     def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
         """Keep a state; those not used for longest go where there is no room."""
-        self.cache_state.pop(tuple(key), None)
-        self.cache_state[tuple(key)] = value
-        while self.cache_state and self.cache_size > self.capacity_bytes:
-            self.cache_state.popitem(last=False)
+        with self._lock:
+            self.cache_state.pop(tuple(key), None)
+            self.cache_state[tuple(key)] = value
+            while self.cache_state and self.cache_size > self.capacity_bytes:
+                self.cache_state.popitem(last=False)
 
 
 LlamaCache = LlamaRAMCache
@@ -131,6 +137,7 @@ class LlamaDiskCache(BaseLlamaCache):
         self.cache_dir = Path(cache_dir)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._lock = threading.RLock()
 
     @property
     def cache_size(self) -> int:
@@ -139,9 +146,10 @@ class LlamaDiskCache(BaseLlamaCache):
 
     def __getitem__(self, key: Sequence[int]) -> LlamaState:
         """Return the state that begins as ``key`` does for longest."""
-        entries = self._entries()
-        path = entries[_best(tuple(key), entries)]
-        about = self._known[path][1]
+        with self._lock:
+            entries = self._entries()
+            path = entries[_best(tuple(key), entries)]
+            about = self._known[path][1]
         try:
             data = _state_path(path).read_bytes()
             os.utime(path)
@@ -164,7 +172,8 @@ class LlamaDiskCache(BaseLlamaCache):
         for target, data in ((_state_path(path), value.llama_state), (path, json.dumps(about).encode())):
             with replacing(target, private=True) as (fd, _), open(fd, "wb", closefd=False) as file:
                 file.write(data)
-        self._make_room()
+        with self._lock:
+            self._make_room()
 
     def _make_room(self) -> None:
         used = sorted(self._entries().values(), key=lambda path: self._known[path][0])
@@ -179,12 +188,13 @@ class LlamaDiskCache(BaseLlamaCache):
     def _entries(self) -> dict[Key, Path]:
         """Return the files by the tokens of their states, reading those that are new or have changed."""
         known: dict[Path, tuple[int, dict[str, Any]]] = {}
-        for path in self.cache_dir.glob("*.json"):
-            with suppress(OSError, ValueError, RecursionError):
-                time_ns = path.stat().st_mtime_ns
-                before = self._known.get(path)
-                known[path] = (time_ns, before[1]) if before else (time_ns, _read_about(path))
-        self._known = known
+        with self._lock:
+            for path in self.cache_dir.glob("*.json"):
+                with suppress(OSError, ValueError, RecursionError):
+                    time_ns = path.stat().st_mtime_ns
+                    before = self._known.get(path)
+                    known[path] = (time_ns, before[1]) if before else (time_ns, _read_about(path))
+            self._known = known
         return {tuple(about["tokens"]): path for path, (_, about) in known.items()}
 
 

@@ -173,7 +173,11 @@ class CompletionRun:
         with Sampler(llama._model, self._sampling, self._processors) as sampler:
             criteria: Callable[..., Any] | None = self._options["stopping_criteria"]
             steps = llama._generate(
-                self.tokens, sampler, stopping_criteria=criteria, wants_logits=self._logprobs is not None
+                self.tokens,
+                sampler,
+                stopping_criteria=criteria,
+                wants_logits=self._logprobs is not None,
+                is_own=True,
             )
             for sampled in steps:
                 prompt_s = prompt_s or perf_counter() - began
@@ -196,7 +200,9 @@ class CompletionRun:
         if rest:
             texts.append(rest)
             yield rest
-        llama._keep_cached(self.tokens, tokens)
+        with llama._lock:  # others may have evaluated something else since
+            llama._note(self.tokens, tokens)
+            llama._keep_cached(self.tokens, tokens)
         usage = Usage(len(self.tokens), len(tokens), n_cached)
         decode_s = perf_counter() - began - prompt_s
         timings = Timings(prompt_s, decode_s, llama._model.load_s, len(self.tokens) - n_cached, max(len(tokens) - 1, 0))

@@ -195,10 +195,12 @@ class LlamaLowLevel:
         reset: bool = True,
         stopping_criteria: Callable[..., Any] | None = None,
         wants_logits: bool = False,
+        is_own: bool = False,
     ) -> Generator[Sampled, Sequence[int] | None, None]:
         """Yield one token after the other until a criterion ends it; ``send`` puts tokens in between.
 
-        The evaluation of a token begins when the next one is asked for.
+        The evaluation of a token begins when the next one is asked for. With ``is_own`` it goes on with its own tokens
+        whatever others have evaluated meanwhile: a completion, of which several may run at a time.
         """
         pending = [self._model.vocab._check(token, "generate") for token in listed("tokens", tokens)]
         with self._lock:
@@ -208,25 +210,37 @@ class LlamaLowLevel:
                 raise RequestError("generate", "there are no tokens", "give at least one")
             sampler.accept_prompt(pending)
             # The last token is evaluated in any case: its logits are what the next one is chosen from.
-            self.n_tokens = longest_token_prefix(self._held, pending[:-1])
-            self.input_ids[: self.n_tokens] = pending[: self.n_tokens]
+            known = pending[: longest_token_prefix(self._held, pending[:-1])]
+            self._rewind(known)
             pending = pending[self.n_tokens :]
         drafts: list[int] = []
         while True:
             with self._lock:
+                if is_own:
+                    self._rewind(known)
                 self._eval([*pending, *drafts], n_outputs=1 + len(drafts))
                 first = self.n_tokens - len(drafts)
                 chosen = self._sample_each(sampler, drafts, wants_logits or stopping_criteria is not None)
+                ids = self._input_ids.copy()
             for k, sampled in enumerate(chosen):
-                self.n_tokens = first + k
-                if stopping_criteria is not None and stopping_criteria(self._input_ids.copy(), sampled.logits):
+                if is_own:
+                    known = ids[: first + k].tolist()
+                else:
+                    self.n_tokens = first + k
+                seen = ids[: first + k] if is_own else self._input_ids
+                if stopping_criteria is not None and stopping_criteria(seen.copy(), sampled.logits):
                     return
                 sent = yield sampled
                 pending = [sampled.token]
                 if sent is not None:
                     pending.extend(int(token) for token in sent)
                     break
-            drafts = self._draft(pending)
+            drafts = self._draft(known if is_own else self._input_ids, pending)
+
+    def _rewind(self, tokens: Sequence[int]) -> None:
+        """Have ``input_ids[:n_tokens]`` be ``tokens``."""
+        self.n_tokens = len(tokens)
+        self.input_ids[: self.n_tokens] = tokens
 
     def _sample_each(self, sampler: Sampler, drafts: Sequence[int], wants_logits: bool) -> list[Sampled]:
         """Choose tokens after the last evaluated one and after each guess, as long as the guesses were right."""
@@ -240,11 +254,11 @@ class LlamaLowLevel:
                 break
         return found
 
-    def _draft(self, pending: Sequence[int]) -> list[int]:
+    def _draft(self, evaluated: Tokens, pending: Sequence[int]) -> list[int]:
         """Ask the draft model how the tokens go on; at most as far as there is room."""
         if self.draft_model is None:
             return []
-        known = np.concatenate([self._input_ids, np.asarray(pending, np.int32)])
+        known = np.concatenate([np.asarray(evaluated, np.int32), np.asarray(pending, np.int32)])
         n_batch = min(self._context_params.n_batch, MAX_OUTPUTS)
         n_most = min(self.n_ctx() - len(known), n_batch - len(pending))
         guesses = np.asarray(self.draft_model(known)).reshape(-1)[: max(n_most, 0)].tolist()

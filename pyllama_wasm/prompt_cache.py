@@ -139,8 +139,12 @@ class PromptCache:
                 return
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, "pyllama-prompts")
+            try:
+                future = self._writer.submit(self._write, made, replaced)
+            except RuntimeError as error:  # no more threads, or the interpreter ends
+                logger.warning("a prompt of %d tokens is not kept: %s", len(made.tokens), error)
+                return
             self._n_pending_bytes += len(made.state)
-            future = self._writer.submit(self._write, made, replaced)
             self._pending.add(future)
         future.add_done_callback(partial(self._written, len(made.state)))
 
@@ -264,7 +268,7 @@ class AttachedCache:
             state = _state_of(context, slot.seq_id)
         except (GuestDiedError, ClosedError):
             raise
-        except PyllamaError as error:
+        except (PyllamaError, MemoryError) as error:
             logger.warning("a prompt of %d tokens is not kept: %s", len(tokens), error)
             return
         layout = _kv_layout(context)
@@ -273,7 +277,7 @@ class AttachedCache:
     def _identity(self, lane: Lane) -> str:
         """Name what a state is good for."""
         context = lane.context
-        settings = {name: getattr(context.params, name) for name in (*_LAYOUT, "flash_attn_type")}
+        settings = {name: getattr(context.params, name) for name in (*_LAYOUT, "flash_attn_type", "attention_type")}
         if _kv_layout(context) is None:
             settings["n_stream"] = _n_stream(context)
         text = json.dumps([LLAMA_CPP_BUILD, self._digest, settings], sort_keys=True)

@@ -288,9 +288,12 @@ def _name_of(file: object) -> str:
 
 
 def _whole_file(file: object) -> int | None:
-    """Return the descriptor of a plain file at its beginning: only then are its bytes what ``read`` gives."""
+    """Return the descriptor of a plain file at its beginning: only then are its bytes what ``read`` gives.
+
+    None for one that can be written to: the descriptor may go to another process.
+    """
     raw = getattr(file, "raw", file) if isinstance(file, (io.BufferedReader, io.BufferedRandom)) else file
-    if type(raw) is not io.FileIO or raw.closed or not raw.readable():
+    if type(raw) is not io.FileIO or raw.closed or not raw.readable() or raw.writable():
         return None
     try:
         return raw.fileno() if isinstance(file, io.IOBase) and file.tell() == 0 else None

@@ -166,7 +166,7 @@ def _checked(index: int, tool: object) -> dict[str, Json]:
         raise RequestError("chat", f"the parameters of tool {name} are no schema")
     check_depth(parameters)
     if function.get("strict") is True:
-        normalized(parameters)  # refuses what cannot be kept
+        parameters = normalized(parameters)  # refuses what cannot be kept
     return {"type": "function", "function": {"description": "", **function, "parameters": dict(parameters)}}
 
 

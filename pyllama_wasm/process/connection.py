@@ -23,6 +23,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from .. import errors
 from .._cancel_scope import current_scope
 from ..deadline import Deadline, current_deadline
 from ..errors import CancelledError, ClosedError, DeadlineError, HostError, ProcessDiedError, RequestError, printable
@@ -37,13 +38,11 @@ __all__ = ["GRACE_S", "Call", "Connection"]
 GRACE_S = 1.0
 """How long after its deadline a call may go on until its process is killed: it should have ended by itself by then."""
 
-_CANCEL_GRACE_S = 5.0
-_LOOK_AGAIN_S = 0.25
+_CANCEL_GRACE_S, _LOOK_AGAIN_S = 5.0, 0.25
 _WAIT_SLICE_S = 0.05 if sys.platform == "win32" else None  # on Windows Ctrl-C does not interrupt a wait
-_END_S = 5.0
-_EXIT_S = 1.0
+_END_S, _EXIT_S = 5.0, 1.0
 _BUFFER_BYTES = 1 << 16
-_MAX_CALL_BYTES = 1 << 30
+_MAX_CALL_BYTES, _MAX_PIECE_BYTES = 1 << 30, 16 << 20
 _START_ID = 0
 _KINDS = frozenset({"result", "error", "made", "item", "piece", "progress"})
 
@@ -86,13 +85,15 @@ class Call:
         self._n_bytes += n_bytes
         if self._n_bytes > _MAX_CALL_BYTES:
             raise WireError("it sent more than a call may have")
+        is_odd = kind == "made" and (self._is_made or not self._is_stream)
         if kind == "item":
             self._n_items_left -= 1
         elif kind == "piece":
+            is_odd = n_bytes > _MAX_PIECE_BYTES
             self._n_pieces, self._n_bytes = self._n_pieces + 1, 0
         elif kind == "made":
             self._is_made = True
-        if self._n_items_left < 0 or self._n_pieces > self._n_granted:
+        if is_odd or self._n_items_left < 0 or self._n_pieces > self._n_granted:
             raise WireError("it sent more than it was asked for")
         if kind == "progress":  # only the last one matters
             self.progress, had_progress, self.has_progress = value, self.has_progress, True
@@ -242,8 +243,10 @@ class Connection:
         """End the process when what it sent turns out, in the block, not to be what it may send."""
         try:
             yield
-        except WireError as error:
-            self.kill(str(error))
+        except (WireError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, errors.PyllamaError):
+                raise
+            self.kill(str(error) if isinstance(error, WireError) else "it sent a value of another kind")
             raise self._died(call) from error
 
     def grant(self, call: Call, n: int) -> None:
@@ -275,6 +278,8 @@ class Connection:
         self._why = self._why or reason
         if self._process is not None and self._owner == os.getpid():
             with suppress(OSError):
+                if sys.platform != "win32" and self._process.returncode is None:  # and what it has started
+                    os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.kill()
 
     def close(self) -> None:

@@ -169,6 +169,10 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
 
 
+_TAKEN = object()
+"""In the place of a buffer that a value has already: else few bytes could stand for very many."""
+
+
 def _raised(value: Value, buffers: list[Value], depth: int) -> Value:
     """Return the value that JSON ``value`` stands for: the inverse of ``_lowered``."""
     if depth > 2 * _MAX_DEPTH:
@@ -181,7 +185,10 @@ def _raised(value: Value, buffers: list[Value], depth: int) -> Value:
         index = value[_REFERENCE]
         if not _is_size(index) or index >= len(buffers):
             raise WireError("it sent a reference to nothing")
-        return buffers[index]
+        found, buffers[index] = buffers[index], _TAKEN
+        if found is _TAKEN:
+            raise WireError("it sent a reference twice")
+        return found
     if _PAIRS in value:
         pairs = value[_PAIRS]
         if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):

@@ -193,7 +193,7 @@ def test_strings_in_arrays_may_be_longer_than_the_buffer(write: Callable[[bytes]
     assert reader.metadata["b"] == 7
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_give_a_model_error_or_a_header(
     data: st.DataObject, tiny_path: Path, write: Callable[[bytes], Path]
@@ -214,7 +214,7 @@ def test_flipped_bytes_give_a_model_error_or_a_header(
 
 
 @given(tail=st.binary(max_size=200))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_after_the_magic_are_survived(tail: bytes, write: Callable[[bytes], Path]) -> None:
     for data in (tail, MAGIC + tail, header(1, 1) + tail, header(3, 0) + tail):
         try:

@@ -22,7 +22,7 @@ DEPRECATED = {name for name, function in HEADER.items() if function.doc.startswi
 UNUSED = {
     "the module does it when it starts, and ends with its sandbox": "llama_backend_init llama_backend_free",
     "the package's own log is set up by the module: logs": "llama_log_get llama_log_set",
-    "freed with its sandbox": "llama_model_free llama_detach_threadpool",
+    "freed with its sandbox": "llama_detach_threadpool",
     "Batch lays its arrays out by itself": "llama_batch_init llama_batch_free llama_batch_get_one",
     "no batches of tokens mixed with embeddings: Batch is the plain form, which does the rest": """
         llama_batch_ext_init llama_batch_ext_free llama_batch_ext_clear llama_batch_ext_add llama_batch_ext_add_token
