@@ -73,9 +73,11 @@ class Repacking:
         is_mapped = model.load == "map" and params.load_mode == "mmap" and source.is_named
         # Else what a model answers would depend on what lies on the disk.
         wish = False if params.deterministic and params.use_extra_bufts is None else params.use_extra_bufts
-        if params.vocab_only or params.no_alloc or _architecture(source) in _READ_OTHERWISE:
+        is_kept = is_mapped and size >= _SMALLEST_BYTES
+        # The header is read only where it decides something: of a large vocabulary that takes a while.
+        if params.vocab_only or params.no_alloc or ((wish or is_kept) and _architecture(source) in _READ_OTHERWISE):
             wish = False
-        if is_mapped and wish is not False and size >= _SMALLEST_BYTES and (folder := _folder()) is not None:
+        if is_kept and wish is not False and (folder := _folder()) is not None:
             self._folder, self._key = folder, self._identity()
             self._guest_path = self._grant(folder)
         self.is_on = self._is_worth_it(model, source, size) if wish is None else wish
