@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typing import Any
 WASM = Path(__file__).resolve().parent
 LOCK = WASM / "sources.lock"
 STAMP = ".fetched"
+ONCE = {"llama.cpp": {"src/llama-model-loader.cpp": "gguf_kv_to_str"}}
+"""What a forced header (``sysroot/forced/``) gives another meaning wherever its file says it: in one place."""
 
 
 def sha256_of(path: Path) -> str:
@@ -90,6 +93,13 @@ def unpack(entry: dict[str, Any], archive: Path, target: Path) -> None:
     stamp.write_text(entry["sha256"])
 
 
+def check_once(name: str, target: Path) -> None:
+    """Fail unless each file of an entry says just once what a forced header redefines in it."""
+    for file, word in ONCE.get(name, {}).items():
+        if (n := len(re.findall(rf"\b{word}\b", (target / file).read_text()))) != 1:
+            raise SystemExit(f"fetch {name}: {file} says {word} {n} times, and its forced header is for one")
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Download and unpack what sources.lock pins.")
@@ -103,9 +113,9 @@ def main() -> None:
     for name in options.names or lock:
         entry = lock[name]
         target = options.root / entry["into"]
-        if (target / STAMP).exists() and (target / STAMP).read_text() == entry["sha256"]:
-            continue
-        unpack(entry, download(entry, options.downloads), target)
+        if not ((target / STAMP).exists() and (target / STAMP).read_text() == entry["sha256"]):
+            unpack(entry, download(entry, options.downloads), target)
+        check_once(name, target)
 
 
 if __name__ == "__main__":

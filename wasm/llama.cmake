@@ -107,6 +107,7 @@ foreach(library llama llama_models)
     target_link_libraries(${library} PRIVATE pw_llama_headers)
 endforeach()
 pw_force_include(${LLAMA_CPP}/src/llama-mmap.cpp llama-mmap.h)
+pw_force_include(${LLAMA_CPP}/src/llama-model-loader.cpp llama-model-loader.h)
 
 # --- common: chat, jinja, grammars, sampling, speculative. Left out: network, processes, terminals, presets, and the
 # argument parser; its log file starts a thread of its own (glue/common_log.cpp replaces it).

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ..deadline import Deadline, current_deadline
-from ..errors import HostError, OutputLimitError, RequestError, printable
+from ..errors import CancelledError, HostError, OutputLimitError, RequestError, printable
 from .blas import uses_blas
 from .callbacks import Signature
 from .ffi import Number
@@ -34,6 +34,9 @@ class Engine:
     from any thread. An engine dies of any trap in any of its threads, and never takes the process with it; then
     :attr:`is_dead` is true, calls raise ``GuestDiedError``, and :meth:`close` still frees everything.
     """
+
+    uses_blas: bool
+    """Whether numpy's BLAS does large matrix products."""
 
     def __init__(
         self,
@@ -65,8 +68,11 @@ class Engine:
         if deterministic and not compiled.is_deterministic:
             raise RequestError("create an engine", "the module was not compiled with deterministic=True")
         self.is_deterministic = compiled.is_deterministic
-        uses = uses_blas(False if deterministic else blas)
-        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, uses)
+        self.module_digest = compiled.digest
+        """Names the content of the module."""
+
+        self.uses_blas = uses_blas(False if deterministic else blas)
+        sandbox = Sandbox(compiled, memory_limit_bytes, self.n_threads, load, self.uses_blas)
         self._sandbox = sandbox
         self.load, self.memory_limit_bytes = load, sandbox.memory.max_bytes
         self.imports = tuple(sorted(f"{item.module}.{item.name}" for item in compiled.module.imports))
@@ -109,11 +115,6 @@ class Engine:
         return self._sandbox.memory
 
     @property
-    def uses_blas(self) -> bool:
-        """Whether numpy's BLAS does large matrix products."""
-        return self._sandbox.blas.is_on
-
-    @property
     def files(self) -> FileTable:
         """The files the guest may open."""
         return self._sandbox.files
@@ -131,6 +132,18 @@ class Engine:
     def cancel_requested(self) -> bool:
         """Whether the running job has been cancelled; long jobs look at it between guest calls."""
         return self._jobs.cancel_requested
+
+    def check_time(self, operation: str) -> None:
+        """Raise when the call is to end: between two pieces of long work of the host, on whatever thread.
+
+        On the engine's thread ``CancelledError``, which becomes ``DeadlineError`` where it was a deadline that ended
+        the job; on others ``DeadlineError``.
+        """
+        if threading.get_ident() == self._jobs.ident:
+            if self._jobs.cancel_requested:
+                raise CancelledError(operation, "it was cancelled")
+        elif (deadline := current_deadline()) is not None:
+            deadline.check(operation)
 
     def run(self, func: Callable[[], T], operation: str = "call") -> T:
         """Run ``func`` on the engine's thread and return its result; its exceptions pass through.

@@ -95,7 +95,7 @@ class GrantedFile:
         """Cut the file to nothing, as opening for writing does."""
         fd = self.acquire()
         try:
-            os.ftruncate(fd, 0)
+            _empty(fd)
         finally:
             self.release()
 
@@ -132,7 +132,7 @@ class FileTable:
         guest_path = self._add(fd, path, mode == "w", beside)
         if mode == "w":
             try:
-                os.ftruncate(fd, 0)  # not before: the guest may have the file mapped
+                _empty(fd)  # not before: the guest may have the file mapped
             except OSError as error:
                 self.revoke(guest_path)
                 raise ModelFileError(f"grant {path}", reason_of(error)) from error
@@ -233,6 +233,12 @@ def _open_regular(path: StrPath, mode: str) -> int:
         reason = reason_of(error)
         raise ModelFileError(operation, reason) from error
     return fd
+
+
+def _empty(fd: int) -> None:
+    """Cut a file to nothing. One that is empty is left alone: ext4 writes one that was cut to the disk when closed."""
+    if os.fstat(fd).st_size:
+        os.ftruncate(fd, 0)
 
 
 _KERNEL_FOLDERS = ("/proc", "/sys")

@@ -62,6 +62,8 @@ class CompiledModule:
     """The exported functions that can be called with plain numbers."""
     min_pages: int
     max_pages: int
+    digest: str
+    """Names the content of the wasm file, see :func:`cache.digest`."""
     is_interruptible: bool = False
     """Whether wasmtime can stop it wherever it is, without its help."""
     is_deterministic: bool = False
@@ -81,7 +83,7 @@ def compile_module(wasm: bytes, interruptible: bool = False, deterministic: bool
         module = wasmtime.Module(engine, wasm)
     except wasmtime.WasmtimeError as error:
         raise HostError("compile the module", str(error)) from error
-    return _describe(engine, module, interruptible, deterministic)
+    return _describe(engine, module, digest(wasm), interruptible, deterministic)
 
 
 def load_module(
@@ -173,10 +175,11 @@ class _Load:
         settings = _settings(*self._how)
         engine = _wasmtime_engine(*self._how)
         cache = CodeCache()
-        module = cache.load(engine, cache_key(file_digest(self._file), settings))
+        content = file_digest(self._file)
+        module = cache.load(engine, cache_key(content, settings))
         if module is not None:
             logger.debug("%s: machine code taken from %s", self._file.name, cache.folder)
-            return _describe(engine, module, *self._how)
+            return _describe(engine, module, content, *self._how)
         wasm = self._file.read_bytes()
         self._stages.append("compiling the module (once, some seconds)")
         began = time.perf_counter()
@@ -184,15 +187,16 @@ class _Load:
         logger.info("%s: compiled in %.1f s", self._file.name, time.perf_counter() - began)
         self._stages.append("saving the compiled module")
         # The key is of what was compiled: the file may have been replaced since it was looked at first.
-        cache.save(cache_key(digest(wasm), settings), compiled.module.serialize())
+        cache.save(cache_key(compiled.digest, settings), compiled.module.serialize())
         return compiled
 
 
 def _describe(
-    engine: wasmtime.Engine, module: wasmtime.Module, interruptible: bool, deterministic: bool
+    engine: wasmtime.Engine, module: wasmtime.Module, content: str, interruptible: bool, deterministic: bool
 ) -> CompiledModule:
     min_pages, max_pages = _check_imports(module)
-    return CompiledModule(engine, module, ffi.FuncExports(module), min_pages, max_pages, interruptible, deterministic)
+    exports = ffi.FuncExports(module)
+    return CompiledModule(engine, module, exports, min_pages, max_pages, content, interruptible, deterministic)
 
 
 def _check_imports(module: wasmtime.Module) -> tuple[int, int]:
@@ -250,8 +254,9 @@ def _wasmtime_engine(interruptible: bool = False, deterministic: bool = False) -
                 else:
                     setattr(config, name, value)
             config.parallel_compilation = not _before_fork
-            engine = _engines[key] = wasmtime.Engine(config)
+            engine = wasmtime.Engine(config)
             trap_signals.note()
+            _engines[key] = engine
         return engine
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import NoReturn
 
-from ..errors import ClosedError, GuestStoppedError, HostError, RequestError
+from ..errors import ClosedError, GuestDiedError, GuestStoppedError, HostError, OutOfMemoryError, RequestError
 from ..logs import one_line
 from .blas import Blas
 from .callbacks import Callbacks
@@ -31,6 +31,7 @@ logger = logging.getLogger("pyllama_wasm.engine")
 
 _WORKERS_END_S = 2.0  # waits in the guest are sliced, so its threads look at the stop flag often
 _SHUT_S = 10.0
+_START_BYTES = 1 << 20  # the guest's heap grows by so much at a time, and begins while it starts
 
 
 class Sandbox:
@@ -85,11 +86,23 @@ class Sandbox:
             if address is not None:
                 flag.attach(self.memory, address)
         if "_initialize" in self._module.exports:
-            self.call("_initialize")
+            self._initialize()
         if "pw_set_n_threads" in self._module.exports:
             self.call("pw_set_n_threads", self.workers.limit)
         if "pw_set_blas" in self._module.exports:
-            self.call("pw_set_blas", int(self.blas.is_on))
+            self.call("pw_set_blas", self.blas.kind)
+
+    def _initialize(self) -> None:
+        """Run the constructors, which take memory."""
+        try:
+            self.call("_initialize")
+        except GuestDiedError as error:
+            room = self.memory.max_bytes - self.memory.size_bytes
+            if room >= _START_BYTES:
+                raise
+            reason = f"its memory starts with {self.memory.size_bytes} bytes and may grow by {room}"
+            hint = f"memory_limit_bytes of at least {self.memory.size_bytes + _START_BYTES}"
+            raise OutOfMemoryError("start the module", reason, hint) from error
 
     def call(self, export: str, *args: Number) -> Number | None:
         """Call an export of the main instance. On the engine's thread only."""
@@ -138,10 +151,11 @@ class Sandbox:
         self.stop("the engine was closed")
         if not self.workers.wait_until_none(_SHUT_S, self._halt):
             # Its code may run on for ever in this memory: keeping it is the only safe thing.
+            self.blas.close()
             raise HostError("close the engine", "a guest thread does not end, its memory is not freed")
         self._stop.detach()
         self._cancel.detach()
-        self.blas.release()
+        self.blas.close()
         self._exports.clear()
         self.callbacks.clear()
         if self._main is not None:
@@ -158,6 +172,7 @@ class Sandbox:
         """Forget the flags and files in a forked child; its copies of them and of the memory go when it ends."""
         self._stop, self._cancel = Flag(), Flag()
         self.files = FileTable()
+        self.blas.abandon()
 
     def _instantiate(self) -> Instance:
         return self._linked.instantiate((lambda: self.failures.is_stopping) if self._waker is not None else None)

@@ -226,6 +226,9 @@ def test_snapshot_of_what_is_no_file_is_refused(parts: list[Path], tmp_path: Pat
 
 FAULTS = {"EIO": errno.EIO, "EINTR": errno.EINTR}
 
+LONG_HEADER = 30_000
+"""Tokens more than a tiny model has: the guest reads a header in pieces of 64 KiB."""
+
 
 class Fault:
     """Stands for a function that reads: the ``k``-th call fails, or reads half of what it could."""
@@ -327,7 +330,7 @@ def test_each_read_of_the_guest_may_fail(
     is_split: bool,
 ) -> None:
     """The host's ``fd_read`` and copies are ``preadv``: each in turn fails, or gives less than was asked for."""
-    write_tiny(tmp_path / "m.gguf", n_layer=1, split_max_tensors=6 if is_split else 0)
+    write_tiny(tmp_path / "m.gguf", n_layer=1, n_vocab_extra=LONG_HEADER, split_max_tensors=6 if is_split else 0)
     source = min(tmp_path.glob("m*.gguf"))
     with pw.Model(source, n_threads=1) as whole:
         expected = answer(whole)
@@ -337,7 +340,7 @@ def test_each_read_of_the_guest_may_fail(
             assert answer(model) == expected
 
     for kind in ("EIO", "EINTR", "short") if how == "map" else ("EIO", "short"):
-        check_each_read(load, monkeypatch, "preadv", kind, least=10)
+        check_each_read(load, monkeypatch, "preadv", kind, least=5)
 
 
 @posix
@@ -366,7 +369,7 @@ def test_file_cut_at_each_read_of_a_load_that_copies(
     neighbour: pw.Model, write_tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of a file that loses its end meanwhile would be a model of zeros: it is refused."""
-    path = write_tiny(tmp_path / "m.gguf", n_layer=1)
+    path = write_tiny(tmp_path / "m.gguf", n_layer=1, n_vocab_extra=LONG_HEADER)
     data, real = path.read_bytes(), os.preadv
     for how in ("copy", "read"):
         found: Counter[str] = Counter()
@@ -391,5 +394,5 @@ def test_file_cut_at_each_read_of_a_load_that_copies(
             if n_calls < k:
                 break
             found[result] += 1
-        assert sum(found.values()) >= 10
+        assert sum(found.values()) >= 5
         assert "fine" not in found, (how, found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import faulthandler
+import os
 import signal
 import threading
 from pathlib import Path
@@ -104,6 +106,10 @@ if {first}:
 early = Engine(module=guest(TRAPS), n_threads=1)
 (faulthandler.disable if {first} else faulthandler.enable)()
 trap(early)
+if {first}:
+    faulthandler.disable()
+    Engine(module=guest(TRAPS), n_threads=1).close()
+    assert faulthandler.is_enabled()
 """
 
 
@@ -121,10 +127,61 @@ def test_faulthandler_may_come_and_go(first: bool) -> None:
     assert done.stderr == ""
 
 
+_CRASH = """
+import ctypes
+import faulthandler
+faulthandler.enable()
+from pyllama_wasm.errors import GuestTrapError
+from pyllama_wasm.host import Engine
+from tests.wasm.guests import TRAPS, guest
+
+engines = [Engine(module=guest(TRAPS), n_threads=1) for _ in range(2)]
+for engine in engines:
+    faulthandler.disable()
+    try:
+        engine.call("load", -8)
+    except GuestTrapError as error:
+        print(error.reason, flush=True)
+ctypes.string_at(8)
+"""
+
+
+@linux
+def test_a_crash_of_the_host_ends_the_process_after_faulthandler_was_turned_off() -> None:
+    """wasmtime passes it on to faulthandler's handler, which would return at once."""
+    done = run_python(_CRASH)
+    assert done.returncode == -signal.SIGSEGV
+    assert done.stdout.splitlines() == ["out of bounds memory access"] * 2
+    assert done.stderr == ""
+
+
+_FOREIGN = """
+import faulthandler
+import wasmtime
+wasmtime.Store(wasmtime.Engine())
+faulthandler.enable()
+from pyllama_wasm.errors import GuestTrapError
+from pyllama_wasm.host import Engine
+from tests.wasm.guests import TRAPS, guest
+
+with Engine(module=guest(TRAPS), n_threads=1) as engine:
+    try:
+        engine.call("load", -8)
+    except GuestTrapError as error:
+        print(error.reason, faulthandler.is_enabled())
+"""
+
+
+@linux
+def test_a_program_may_have_started_wasmtime_itself_and_faulthandler_then() -> None:
+    done = run_python(_FOREIGN)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out of bounds memory access True\n", "")
+
+
 @linux
 def test_handlers_of_wasmtime_are_known_by_their_library() -> None:
-    previous = trap_signals._actions
     compile_module(bytes(wasmtime.wat2wasm(f"(module {MEMORY})")))
+    previous = trap_signals._actions
     assert {signal.SIGSEGV, signal.SIGILL, signal.SIGFPE} <= set(previous)
     assert signal.SIGUSR1 not in previous and not TrapSignals("darwin")._is_needed
     elsewhere = TrapSignals("darwin")
@@ -135,6 +192,48 @@ def test_handlers_of_wasmtime_are_known_by_their_library() -> None:
     again.note()
     again.note()
     assert set(again._actions) == set(previous)
+
+
+@linux
+def test_a_program_is_told_that_faulthandler_writes_elsewhere() -> None:
+    done = run_python("import logging\nlogging.basicConfig(format='%(message)s')\n" + _FOREIGN)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "faulthandler was enabled after wasmtime had been started, and is enabled anew: it writes to stderr, not to a "
+        "file that it was given",
+        "the sandbox died: GuestTrapError: out of bounds memory access",
+    ]
+
+
+@linux
+def test_handlers_that_are_not_found_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    segv = {signal.SIGSEGV: signals._action(signal.SIGSEGV)}
+    monkeypatch.setattr(signals, "_wasmtimes_actions", lambda: dict(segv))
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: False)
+    with caplog.at_level("WARNING", "pyllama_wasm"):
+        TrapSignals().note()
+    assert "wasmtime's handlers of SIGILL are not found" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    with caplog.at_level("WARNING", "pyllama_wasm"):
+        TrapSignals().note()
+    assert caplog.text == ""
+
+
+@linux
+def test_an_engine_that_may_open_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(signals, "_wasmtimes_actions", lambda: {signal.SIGSEGV: None})
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: True)
+    monkeypatch.setattr(os, "open", refused)
+    known = TrapSignals()
+    with pytest.raises(HostError, match="start the engine: /dev/null cannot be opened: Too many open files"):
+        known.note()
+    assert known._actions == {} and not known._leads_to_faulthandler
 
 
 @linux

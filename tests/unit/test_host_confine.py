@@ -62,19 +62,27 @@ DENIED = {
         "unshare": 272, "splice": 275, "memfd_create": 319, "bpf": 321, "execveat": 322, "userfaultfd": 323,
         "process_vm_readv": 310, "process_vm_writev": 311, "io_uring_setup": 425, "pidfd_open": 434, "openat2": 437,
         "pkey_mprotect": 329, "seccomp": 317, "shmget": 29, "dup2": 33, "sendfile": 40, "writev2": 328, "keyctl": 250,
+        "sendto": 44, "recvfrom": 45, "sendmsg": 46, "socketpair": 53, "recvmmsg": 299, "sendmmsg": 307,
     },
     "aarch64": {
         "ioctl": 29, "unlinkat": 35, "openat": 56, "socket": 198, "connect": 203, "bind": 200, "execve": 221,
         "kill": 129, "ptrace": 117, "unshare": 97, "mount": 40, "memfd_create": 279, "bpf": 280, "execveat": 281,
         "process_vm_readv": 270, "io_uring_setup": 425, "pidfd_open": 434, "openat2": 437, "pkey_mprotect": 288,
-        "seccomp": 277, "keyctl": 219, "setuid": 146, "pipe2": 59, "splice": 76,
+        "seccomp": 277, "keyctl": 219, "setuid": 146, "pipe2": 59, "splice": 76, "socketpair": 199, "sendto": 206,
+        "recvfrom": 207, "sendmsg": 211, "recvmmsg": 243, "sendmmsg": 269,
     },
 }  # fmt: skip
 
 KEPT = {
-    "x86_64": {"read": 0, "write": 1, "futex": 202, "munmap": 11, "brk": 12, "exit_group": 231, "clock_gettime": 228},
-    "aarch64": {"read": 63, "write": 64, "futex": 98, "munmap": 215, "brk": 214, "exit_group": 94, "madvise": 233},
-}
+    "x86_64": {
+        "read": 0, "write": 1, "munmap": 11, "brk": 12, "recvmsg": 47, "futex": 202, "clock_gettime": 228,
+        "exit_group": 231,
+    },
+    "aarch64": {
+        "read": 63, "write": 64, "exit_group": 94, "futex": 98, "recvmsg": 212, "brk": 214, "munmap": 215,
+        "madvise": 233,
+    },
+}  # fmt: skip
 
 # By arguments: the number on both, the arguments, what becomes of it.
 PTHREAD, FORK, NAMESPACE = 0x3D0F00, 0x01200011, 0x3D0F00 | 0x10000000

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy.typing as npt
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm.errors import GuestDiedError, GuestStoppedError, GuestTrapError
+from pyllama_wasm.errors import GuestDiedError, GuestStoppedError, GuestTrapError, HostError
 from pyllama_wasm.host import Engine, blas
+from pyllama_wasm.host.ffi import GuestTrap
 from tests.wasm.guests import EngineOf, forwarding, guest
 
 Floats = npt.NDArray[np.float32]
@@ -89,6 +91,52 @@ def test_product_is_right_and_fills_only_its_own_columns(engine: Engine, m: int,
     found = np.frombuffer(engine.memory.read(C, 4 * n * (m + gaps)), np.float32).reshape(n, m + gaps)
     np.testing.assert_allclose(found[:, :m], b.astype(np.float64) @ a.T.astype(np.float64), rtol=1e-4, atol=1e-4)
     assert (found[:, m:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "gaps"),
+    [(128, 64, 96, 1), (130, 37, 256, 3), (32, 40, 901, 0), (7, 65, 2048, 2), (96, 5, 4096, 0), (3, 9, 70000, 0)],
+)
+@pytest.mark.parametrize("has_slices", [False, True])
+def test_slices_are_the_whole_product(has_slices: bool, m: int, n: int, k: int, gaps: int) -> None:
+    rng = np.random.default_rng(m * n * k)
+    a = np.full((m, k + gaps), np.nan, np.float32)
+    b = np.full((n, k + 2 * gaps), np.nan, np.float32)
+    c = np.full((n, m + gaps), 7, np.float32)
+    rows, columns = a[:, :k], b[:, :k]
+    rows[:], columns[:] = rng.standard_normal(rows.shape), rng.standard_normal(columns.shape)
+    blas.multiply(rows, columns, c[:, :m], has_slices)
+    expected = columns.astype(np.float64) @ rows.T.astype(np.float64)
+    np.testing.assert_allclose(c[:, :m], expected, rtol=1e-4, atol=1e-4 * np.sqrt(k))
+    assert (c[:, m:] == 7).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(16, 5), (144, 64), (4, 512), (512, 512)])
+@pytest.mark.parametrize("k", [127, 128, 1024, 14336, 70000, 2_000_000])
+def test_slices_are_small_and_only_cut_what_is_large(m: int, n: int, k: int) -> None:
+    found = blas.slice_of(m, n, k)
+    if found is None:
+        assert k < 128 or m * n * k <= 1_000_000 or k > 30_000
+    else:
+        height, width = found
+        assert 0 < height <= m and 0 < width <= n and height * width <= 1200 and height * width * k <= 1_000_000
+
+
+def test_slices_are_for_a_blas_that_is_fast_with_them() -> None:
+    fast, slow = SimpleNamespace(architecture="SkylakeX"), SimpleNamespace(architecture="Haswell")
+    assert blas.has_small_products([fast])
+    for libraries in ([], [slow], [fast, slow], [SimpleNamespace()]):
+        assert not blas.has_small_products(libraries)
+
+
+def test_guest_is_told_of_slices(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = """(global $kind (mut i32) (i32.const -1))
+    (func (export "pw_set_blas") (param i32) (global.set $kind (local.get 0)))
+    (func (export "kind") (result i32) (global.get $kind))"""
+    for has_slices in (False, True):
+        monkeypatch.setattr(blas, "has_small_products", lambda _, found=has_slices: found)
+        assert engine_of(guest(told), blas=True).call("kind") == 1 + has_slices
+        assert engine_of(guest(told), blas=False).call("kind") == 0
 
 
 def test_infinities_and_nan_are_computed_without_a_word(engine: Engine) -> None:
@@ -234,6 +282,81 @@ def test_threads_are_given_back_by_another_thread_than_took_them(two_threads: li
     taker.join()
 
 
+def test_sandboxes_that_come_and_go_at_the_same_time_leave_the_number_as_it_was(
+    engine_of: EngineOf, two_threads: list[Any]
+) -> None:
+    engines = [engine_of(forwarding(), blas=True) for _ in range(3)]
+    for engine in engines:
+        engine.call("grow", SIZE // 65536 - 2)
+    seen: list[int] = []
+
+    def work(engine: Engine) -> None:
+        for _ in range(60):
+            engine.call("sgemm", *GOOD.values())
+            seen.append(two_threads[0].get_num_threads())
+
+    threads = [threading.Thread(target=work, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 180 and set(seen) <= {1, 2}
+    assert [library.get_num_threads() for library in two_threads] == [2] * len(two_threads)
+
+
+def test_a_library_that_fails_leaves_nobody_holding(monkeypatch: pytest.MonkeyPatch, two_threads: list[Any]) -> None:
+    limit = blas.OneThread()
+    with monkeypatch.context() as patch:
+        patch.setattr(blas, "set_threads", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        with pytest.raises(OSError, match="gone"):
+            limit.take()
+    limit.take()
+    assert two_threads[0].get_num_threads() == 1
+    limit.give_back()
+    assert two_threads[0].get_num_threads() == 2
+
+
+def test_a_closed_sandbox_multiplies_no_more(engine: Engine, two_threads: list[Any]) -> None:
+    """A guest thread that does not end may go on asking."""
+    own = engine._sandbox.blas
+    own.sgemm(*GOOD.values())
+    assert two_threads[0].get_num_threads() == 1
+    own.close()
+    assert two_threads[0].get_num_threads() == 2
+    with pytest.raises(GuestTrap, match="BLAS is off"):
+        own.sgemm(*GOOD.values())
+    with pytest.raises(GuestTrap, match="the sandbox is closed"):
+        own._hold()
+
+
+def test_an_engine_closes_while_a_guest_thread_reads_a_file(
+    engine: Engine, two_threads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a thread has the memory's lock, and for ever where the file is on a disk that hangs."""
+    sandbox = engine._sandbox
+    engine.run(lambda: sandbox.blas.sgemm(*GOOD.values()))
+    assert two_threads[0].get_num_threads() == 1
+    monkeypatch.setattr(sandbox.workers, "wait_until_none", lambda *_: False)
+    with sandbox.memory.lock, pytest.raises(HostError, match="a guest thread does not end"):
+        engine.close()
+    assert two_threads[0].get_num_threads() == 2
+    assert engine.uses_blas  # what it was made with
+    monkeypatch.undo()
+    sandbox.shut()
+
+
+def test_a_forked_child_holds_nothing(engine: Engine, two_threads: list[Any]) -> None:
+    own = engine._sandbox.blas
+    own.sgemm(*GOOD.values())
+    with own._lock:  # whoever has it is not in the child
+        before = own._lock
+        engine._sandbox.abandon()
+        own.release()
+    assert own._lock is not before
+    blas._one_thread.give_back()
+    assert two_threads[0].get_num_threads() == 2
+
+
 def test_threads_are_given_back_after_a_trap(engine: Engine, two_threads: list[Any]) -> None:
     def job() -> None:
         engine.call("sgemm", *GOOD.values())
@@ -290,7 +413,9 @@ def test_forked_child_has_blas_with_its_threads(two_threads: list[Any]) -> None:
     limit._lock.acquire()
     limit.after_fork()  # as in a child, whose lock nobody will ever release
     assert two_threads[0].get_num_threads() == 2
+    limit.give_back()  # a call that had begun before, and ends in the child
     limit.take()
+    assert two_threads[0].get_num_threads() == 1
     limit.give_back()
     assert two_threads[0].get_num_threads() == 2
 
@@ -327,7 +452,7 @@ def test_model_computes_the_same_with_and_without(
     matmul = np.matmul
 
     def counting(a: Floats, b: Floats, out: Floats) -> Floats:
-        calls.append(a.shape)
+        calls.append((a.size // a.shape[-1], a.shape[-1]))  # of all slices
         result: Floats = matmul(a, b, out=out)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -19,9 +20,11 @@ from pyllama_wasm.errors import (
     GuestDiedError,
     GuestTrapError,
     HostError,
+    OutOfMemoryError,
     RequestError,
 )
-from pyllama_wasm.host import ALLOWED_IMPORTS, Engine, Signature, compile_module
+from pyllama_wasm.host import ALLOWED_IMPORTS, Engine, Signature, compile_module, load_module
+from pyllama_wasm.host.shared_memory import PAGE_BYTES
 from tests.wasm.guests import ARITHMETIC, LOAD_STORE, SCRATCH, TRAPS, EngineOf, bare, forwarding, guest
 
 
@@ -307,6 +310,18 @@ def test_imports_are_few_and_every_one_is_linked(engine_of: EngineOf) -> None:
 def test_failing_constructor_is_a_typed_error() -> None:
     with pytest.raises(GuestTrapError, match="_initialize: unreachable"):
         Engine(module=guest('(func (export "_initialize") unreachable)'), n_threads=1)
+
+
+def test_a_start_that_memory_does_not_suffice_for_says_so() -> None:
+    module = load_module()
+    start = module.min_pages * PAGE_BYTES
+    with pytest.raises(OutOfMemoryError, match=f"starts with {start} bytes and may grow by 65536") as caught:
+        Engine(module=module, memory_limit_bytes=start + PAGE_BYTES, n_threads=1)
+    enough = int(re.findall(r"at least (\d+)", caught.value.hint)[0])
+    with Engine(module=module, memory_limit_bytes=enough, n_threads=1) as engine:
+        assert engine.memory.max_bytes == enough
+    with pytest.raises(OutOfMemoryError):
+        Engine(module=module, memory_limit_bytes=enough - PAGE_BYTES, n_threads=1)
     with pytest.raises(GuestTrapError, match="start the module: unreachable"):
         Engine(module=guest("(func $go unreachable) (start $go)"), n_threads=1)
 

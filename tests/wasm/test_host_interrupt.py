@@ -12,10 +12,10 @@ import pytest
 from pyllama_wasm.errors import GuestDiedError, GuestStoppedError, GuestTrapError
 from pyllama_wasm.host import CompiledModule, Engine, Signature, files, jobs, load_module
 from pyllama_wasm.host.module import _loads
+from tests.wasm.cached import wasm_file
 from tests.wasm.guests import SCRATCH, EngineOf, forwarding, guest
 from tests.wasm.test_host_cancel import after
 from tests.wasm.test_host_mapping import open_guest
-from tests.wasm.test_host_module import wasm_file
 
 ENDLESS = """
 (func (export "loop") (loop $again br $again))

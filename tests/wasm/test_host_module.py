@@ -15,40 +15,10 @@ import pytest
 import wasmtime
 
 from pyllama_wasm.errors import HostError
-from pyllama_wasm.host import Engine, compile_module, load_module, module
 from pyllama_wasm.host import cache as code_cache
+from pyllama_wasm.host import compile_module, load_module
+from tests.wasm.cached import is_compiled, load_afresh, posix, wasm_file
 from tests.wasm.guests import imports
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("PYLLAMA_WASM_CACHE", str(folder))
-    return folder
-
-
-def wasm_file(folder: Path, answer: int = 42, name: str = "guest.wasm") -> Path:
-    text = f"""(module (import "env" "memory" (memory 1 10 shared))
-      (func (export "answer") (result i32) i32.const {answer}))"""
-    path = folder / name
-    path.write_bytes(bytes(wasmtime.wat2wasm(text)))
-    return path
-
-
-def load_afresh(path: Path, stages: list[str] | None = None) -> int:
-    """Load as a new process would, and return what the guest answers."""
-    module._loads.clear()
-    stages = [] if stages is None else stages
-    with Engine(module=load_module(path, stages.append), n_threads=1) as engine:
-        answer = engine.call("answer")
-    assert isinstance(answer, int)
-    return answer
-
-
-def is_compiled(stages: list[str]) -> bool:
-    return any(stage.startswith("compiling") for stage in stages)
 
 
 def test_second_load_comes_from_the_cache(cache: Path, tmp_path: Path) -> None:

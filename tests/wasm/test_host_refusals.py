@@ -348,12 +348,14 @@ def test_waker_leaves_a_closed_memory_alone_and_is_used_by_one_at_a_time(memory:
 
 def test_sandbox_holds_blas_once_and_gives_it_back_once(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    counter = SimpleNamespace(take=lambda: told.append("take"), give_back=lambda: told.append("give back"))
+    counter = SimpleNamespace(
+        take=lambda: told.append("take"), give_back=lambda: told.append("give back"), libraries=list
+    )
     monkeypatch.setattr(blas, "_one_thread", counter)
     product = blas.Blas(memory, True)
     product._hold()
     product._hold()  # as of two threads at once
-    with memory.lock:
+    with product._lock:
         late = threading.Thread(target=product.release)
         late.start()
         time.sleep(0.05)

@@ -4,10 +4,13 @@
 // ggml offers every product twice: with activations as they are, then rounded to the type that weights of that type are
 // multiplied with. Only the second is taken, so that results are llama.cpp's but for the order of a sum.
 //
-// A host call costs some microseconds and BLAS is slow on few columns: which products are worth it stands in TYPES.
+// A host call costs some microseconds and BLAS is slow on few columns: which products are worth it stands in TYPES. Where BLAS
+// reads factors as they lie (SLICES) it is fast on few columns too, and what is expanded for one call stays in the second-level
+// cache until it is read.
 #include "blas.h"
 
 #include "ggml-cpu.h"
+#include "strips.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -20,34 +23,43 @@
 #define MAX_WEIGHTS_BYTES (PW_MAX_BUFFER * (int64_t) sizeof(float))  // expanded, of each thread
 #define MAX_COLS_BYTES (8 << 20)     // expanded, of each thread
 #define ALIGNMENT 64
-#define STRIP_ROWS 8                 // of repacked weights
+#define PADDING 16                   // numbers between expanded rows, which so do not lie on each other in the cache
+#define DEPTH 1024                   // of a part of a long product, in whole blocks of any type
+#define MIN_SHARE_ROWS 96            // that a thread takes at a time
 
+// For BLAS that reads factors as they lie: what one call expands.
+#define SLICES_WEIGHTS_BYTES (512 << 10)
+
+// The least number of activation columns from which on BLAS is faster than our own kernels.
 typedef struct {
     int type;
-    int min_cols;  // the least number of activation columns from which on BLAS is faster than our own kernels
-} blas_type;
+    int whole, sliced, sliced_strips;  // as is, in slices, in slices with repacked weights
+} min_cols;
 
-static const blas_type TYPES[] = {
-    {GGML_TYPE_F32, 12},    {GGML_TYPE_F16, 24},   {GGML_TYPE_BF16, 24},   {GGML_TYPE_Q8_0, 48},  {GGML_TYPE_Q6_K, 48},
-    {GGML_TYPE_Q4_0, 512}, {GGML_TYPE_Q4_1, 512}, {GGML_TYPE_Q5_0, 96},  {GGML_TYPE_Q5_1, 96},  {GGML_TYPE_IQ4_NL, 48},
-    {GGML_TYPE_Q4_K, 512}, {GGML_TYPE_Q5_K, 96},  {GGML_TYPE_MXFP4, 96}, {GGML_TYPE_Q3_K, 48}, {GGML_TYPE_IQ4_XS, 48},
+static const min_cols TYPES[] = {
+    {GGML_TYPE_F32, 12, 8, 0},        {GGML_TYPE_F16, 24, 12, 0},       {GGML_TYPE_BF16, 24, 12, 0},
+    {GGML_TYPE_Q8_0, 48, 32, 0},      {GGML_TYPE_IQ4_NL, 48, 32, 0},    {GGML_TYPE_Q3_K, 48, 32, 0},
+    {GGML_TYPE_IQ4_XS, 48, 32, 0},    {GGML_TYPE_MXFP4, 96, 64, 0},     {GGML_TYPE_Q6_K, 48, 32, 256},
+    {GGML_TYPE_Q4_0, 512, 512, 1024}, {GGML_TYPE_Q4_1, 512, 512, 512},  {GGML_TYPE_Q4_K, 512, 512, 1024},
+    {GGML_TYPE_Q5_0, 96, 96, 192},    {GGML_TYPE_Q5_1, 96, 96, 96},     {GGML_TYPE_Q5_K, 96, 96, 192},
 };
 #define MIN_COLS_OF_OTHERS 32  // expanded by ggml's own to_float
 
-static int is_blas_on;
+static int blas_kind;
 
-PW_EXPORTED(pw_set_blas) void pw_set_blas(int is_on) {
-    is_blas_on = is_on;
+PW_EXPORTED(pw_set_blas) void pw_set_blas(int kind) {
+    blas_kind = kind;
 }
 
 bool pw_blas_is_on(void) {
-    return is_blas_on;
+    return blas_kind != BLAS_OFF;
 }
 
-static int min_cols_of(int type) {
+static int min_cols_of(int type, bool is_strips) {
     for (size_t i = 0; i < sizeof(TYPES) / sizeof(TYPES[0]); i++) {
         if (TYPES[i].type == type) {
-            return TYPES[i].min_cols;
+            const min_cols * found = &TYPES[i];
+            return blas_kind != BLAS_SLICES ? found->whole : is_strips ? found->sliced_strips : found->sliced;
         }
     }
     return MIN_COLS_OF_OTHERS;
@@ -60,7 +72,7 @@ typedef struct {
     size_t  size;
 } buffer;
 
-static _Thread_local buffer weights_buffer, cols_buffer;
+static _Thread_local buffer weights_buffer, cols_buffer, sums_buffer;
 
 static pthread_key_t  buffers_key;
 static pthread_once_t buffers_once = PTHREAD_ONCE_INIT;
@@ -69,6 +81,7 @@ static void free_buffers(void * unused) {
     (void) unused;
     free(weights_buffer.data);
     free(cols_buffer.data);
+    free(sums_buffer.data);
 }
 
 static void make_buffers_key(void) {
@@ -104,11 +117,17 @@ typedef struct {
 } matrix;
 
 typedef struct {
-    int64_t n, k, rows_per_call, cols_per_call;
+    int64_t m, n, k, rows_per_call, cols_per_call, depth_per_call;
     matrix  a, b;
     float * c;
     int64_t ldc;
-} product;
+} blas_product;
+
+// Rows of numbers, `stride` apart.
+typedef struct {
+    const float * at;
+    int64_t       stride;
+} numbers;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -120,34 +139,84 @@ static matrix matrix_of(const void * data, int64_t stride, enum ggml_type type) 
                      type == GGML_TYPE_F32 ? NULL : pw_expand_function(type), NULL};
 }
 
-// n rows from `first` on as f32, in the buffer or in place; *stride is in numbers. A function of its own: its entry and those
-// of the expansions are safepoints.
-static const float * expand_rows(const matrix * x, int64_t first, int64_t n, int64_t k, buffer * into, int64_t * stride) {
-    const uint8_t * row = x->data + (size_t) first * x->stride;
+// Numbers l to l + k of n rows from `first` on as f32, where `into` points or in place. A function of its own: its entry and
+// those of the expansions are safepoints.
+static numbers expand_rows(const matrix * x, int64_t first, int64_t n, int64_t l, int64_t k, float * into) {
+    const uint8_t * row    = x->data + (size_t) first * x->stride + (size_t) (l / x->block_size) * x->block_bytes;
+    const int64_t   stride = k + PADDING;
     if (!x->expand) {
-        *stride = x->stride / sizeof(float);
-        return (const float *) row;
+        return (numbers) {(const float *) row, (int64_t) (x->stride / sizeof(float))};
     }
-    *stride = k;
     for (int64_t i = 0; x->strips && i < n; i += STRIP_ROWS, row += STRIP_ROWS * x->stride) {
-        pw_expand_strip(x->strips, row, k / x->block_size, into->data + i * k, k);
+        pw_expand_strip(x->strips, row, k / x->block_size, into + i * stride, stride);
     }
     for (int64_t i = 0; !x->strips && i < n; i++, row += x->stride) {
-        x->expand(row, into->data + i * k, k);
+        x->expand(row, into + i * stride, k);
     }
-    return into->data;
+    return (numbers) {into, stride};
 }
 
-static void multiply(const product * p, int64_t first, int64_t last) {
-    for (int64_t j = 0; j < p->n; j += p->cols_per_call) {
-        int64_t       lda, ldb;
-        const int64_t n_cols = smaller(p->cols_per_call, p->n - j);
-        const float * cols   = expand_rows(&p->b, j, n_cols, p->k, &cols_buffer, &ldb);
-        for (int64_t i = first; i < last; i += p->rows_per_call) {
-            const int64_t n_rows = smaller(p->rows_per_call, last - i);
-            const float * rows   = expand_rows(&p->a, i, n_rows, p->k, &weights_buffer, &lda);
+// The room that one part of the depth takes of n columns.
+static int64_t part_room(const blas_product * p, int64_t n) {
+    return n * (p->depth_per_call + PADDING);
+}
+
+// Columns `first` to `first + n`, part behind part of the depth.
+static void expand_columns(const blas_product * p, int64_t first, int64_t n) {
+    float * into = cols_buffer.data;
+    for (int64_t l = 0; l < p->k && p->b.expand; l += p->depth_per_call, into += part_room(p, n)) {
+        expand_rows(&p->b, first, n, l, smaller(p->depth_per_call, p->k - l), into);
+    }
+}
+
+// One part of these columns, or of columns that are read in place.
+static numbers columns_of(const blas_product * p, int64_t first, int64_t n, int64_t l, int64_t depth) {
+    if (!p->b.expand) {
+        return expand_rows(&p->b, first, n, l, depth, NULL);
+    }
+    return (numbers) {cols_buffer.data + l / p->depth_per_call * part_room(p, n), depth + PADDING};
+}
+
+// c += sums, n columns of m. A function of its own: its entry is a safepoint.
+static __attribute__((noinline)) void add_sums(float * c, int64_t ldc, const float * sums, int64_t m, int64_t n) {
+    for (int64_t j = 0; j < n; j++, c += ldc, sums += m) {
+        for (int64_t i = 0; i < m; i++) {
+            c[i] += sums[i];
+        }
+    }
+}
+
+// Rows `first` to `last` times columns j to j + n, which are expanded: part of the depth by part.
+static void multiply_rows(const blas_product * p, int64_t first, int64_t last, int64_t j, int64_t n) {
+    const int64_t n_calls = (last - first + p->rows_per_call - 1) / p->rows_per_call;
+    const int64_t n_rows  = ((last - first + n_calls - 1) / n_calls + ROW_GROUP - 1) / ROW_GROUP * ROW_GROUP;
+    for (int64_t i = first; i < last; i += n_rows) {
+        float *       c = p->c + j * p->ldc + i;
+        const int64_t m = smaller(n_rows, last - i);
+        for (int64_t l = 0; l < p->k; l += p->depth_per_call) {
+            const int64_t depth = smaller(p->depth_per_call, p->k - l);
+            const numbers rows  = expand_rows(&p->a, i, m, l, depth, weights_buffer.data);
+            const numbers columns = columns_of(p, j, n, l, depth);
+            const bool    is_first = l == 0;
             pw_safepoint();
-            pw_host_sgemm(n_rows, n_cols, p->k, rows, lda, cols, ldb, p->c + j * p->ldc + i, p->ldc);
+            pw_host_sgemm(m, n, depth, rows.at, rows.stride, columns.at, columns.stride, is_first ? c : sums_buffer.data,
+                          is_first ? p->ldc : m);
+            if (!is_first) {
+                add_sums(c, p->ldc, sums_buffer.data, m, n);
+            }
+        }
+    }
+}
+
+// This thread's shares. Activations are expanded once for all of them.
+static void multiply(const blas_product * p, row_shares shares) {
+    for (int64_t j = 0; j < p->n; j += p->cols_per_call) {
+        const int64_t n = smaller(p->cols_per_call, p->n - j);
+        row_shares    left = shares;
+        int64_t       first, last;
+        expand_columns(p, j, n);
+        while (pw_next_share(&left, &first, &last)) {
+            multiply_rows(p, N_ROWS * first, smaller(p->m, N_ROWS * last), j, n);
         }
     }
 }
@@ -171,7 +240,7 @@ static const float * expand_block(const matrix * x, int64_t row, int64_t l, int6
     return into;
 }
 
-static void multiply_without_buffers(const product * p, int64_t first, int64_t last) {
+static void multiply_without_buffers(const blas_product * p, int64_t first, int64_t last) {
     float a[MAX_BLOCK], b[MAX_BLOCK];
     for (int64_t i = first; i < last; i++) {
         for (int64_t j = 0; j < p->n; j++) {
@@ -190,18 +259,23 @@ static void multiply_without_buffers(const product * p, int64_t first, int64_t l
 }
 
 // How much to have multiplied at a time; false where a call would be too small to be worth it.
-static bool plan(product * p) {
-    const int64_t row_bytes = p->k * (int64_t) sizeof(float);
-    p->cols_per_call = smaller(p->n, MAX_COLS);
+static bool plan(blas_product * p) {
+    const bool    is_sliced = blas_kind == BLAS_SLICES;
+    const int64_t n_parts   = is_sliced && p->k > DEPTH * 3 / 2 ? (p->k + DEPTH / 2) / DEPTH : 1;
+    p->depth_per_call = n_parts == 1 ? p->k : ((p->k + n_parts - 1) / n_parts + MAX_BLOCK - 1) / MAX_BLOCK * MAX_BLOCK;
+    const int64_t row_bytes = (p->depth_per_call + PADDING) * (int64_t) sizeof(float);
+    const int64_t all_parts = (p->k + p->depth_per_call - 1) / p->depth_per_call * row_bytes;
+    p->cols_per_call = smaller(smaller(p->n, MAX_COLS), PW_MAX_ELEMENTS / p->depth_per_call);
     if (p->b.expand) {
-        p->cols_per_call = smaller(p->cols_per_call, MAX_COLS_BYTES / row_bytes);
+        p->cols_per_call = smaller(p->cols_per_call, MAX_COLS_BYTES / all_parts);
     }
     if (p->cols_per_call < smaller(p->n, ROW_GROUP)) {
         return false;
     }
-    p->rows_per_call = smaller(MAX_ROWS, PW_MAX_PRODUCTS / (p->cols_per_call * p->k));
+    p->rows_per_call = smaller(MAX_ROWS, PW_MAX_PRODUCTS / (p->cols_per_call * p->depth_per_call));
+    p->rows_per_call = smaller(p->rows_per_call, PW_MAX_ELEMENTS / p->depth_per_call);
     if (p->a.expand) {
-        p->rows_per_call = smaller(p->rows_per_call, MAX_WEIGHTS_BYTES / row_bytes);
+        p->rows_per_call = smaller(p->rows_per_call, (is_sliced ? SLICES_WEIGHTS_BYTES : MAX_WEIGHTS_BYTES) / row_bytes);
     }
     p->rows_per_call = p->rows_per_call / ROW_GROUP * ROW_GROUP;
     return p->rows_per_call > 0;
@@ -212,20 +286,36 @@ static bool is_readable_in_place(const matrix * x, int64_t k) {
     return x->expand || ((uintptr_t) x->data % sizeof(float) == 0 && x->stride >= (size_t) k * sizeof(float));
 }
 
+// Shares of rows as for our own kernels (matmul.c), but not too small for a call.
+static row_shares shares_of(const struct ggml_compute_params * params, const blas_product * p) {
+    const product same = {.m = p->m, .b = p->b.data};
+    row_shares    shares = pw_row_shares(params, &same, p->cols_per_call == p->n);
+    if (shares.pool) {
+        const int64_t most = p->m / MIN_SHARE_ROWS;
+        shares.n_shares = smaller(shares.n_shares, most > params->nth ? most : params->nth);
+    }
+    return shares;
+}
+
+static bool has_room(const blas_product * p) {
+    const int64_t n_parts = (p->k + p->depth_per_call - 1) / p->depth_per_call;
+    return (!p->a.expand || room(&weights_buffer, p->rows_per_call * (p->depth_per_call + PADDING))) &&
+           (!p->b.expand || room(&cols_buffer, n_parts * part_room(p, p->cols_per_call))) &&
+           (n_parts == 1 || room(&sums_buffer, p->rows_per_call * p->cols_per_call));
+}
+
 // Every thread's part of a product that is one for BLAS.
-static bool run(const struct ggml_compute_params * params, int64_t m, product * p, int min_cols) {
-    if (!is_blas_on || p->n < min_cols || m < ROW_GROUP * params->nth || p->k < MIN_DEPTH || !plan(p)) {
+static bool run(const struct ggml_compute_params * params, blas_product * p, int least) {
+    if (!pw_blas_is_on() || p->n < least || p->m < ROW_GROUP * params->nth || p->k < MIN_DEPTH || !plan(p)) {
         return false;
     }
-    // whole groups of rows, which BLAS's own tiles are made of
-    const int64_t n_groups = (m + ROW_GROUP - 1) / ROW_GROUP;
-    const int64_t first = ROW_GROUP * (n_groups * params->ith / params->nth);
-    const int64_t last = smaller(m, ROW_GROUP * (n_groups * (params->ith + 1) / params->nth));
-    if ((p->a.expand && !room(&weights_buffer, smaller(p->rows_per_call, last - first) * p->k)) ||
-        (p->b.expand && !room(&cols_buffer, p->cols_per_call * p->k))) {
-        multiply_without_buffers(p, first, last);
-    } else {
-        multiply(p, first, last);
+    row_shares shares = shares_of(params, p);
+    if (has_room(p)) {
+        multiply(p, shares);
+        return true;
+    }
+    for (int64_t first, last; pw_next_share(&shares, &first, &last);) {
+        multiply_without_buffers(p, N_ROWS * first, smaller(p->m, N_ROWS * last));
     }
     return true;
 }
@@ -233,25 +323,27 @@ static bool run(const struct ggml_compute_params * params, int64_t m, product * 
 bool pw_blas_multiply(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A, int64_t lda,
                       const void * B, int64_t ldb, void * C, int64_t ldc, int a_type, int b_type, int c_type) {
     const enum ggml_type a = (enum ggml_type) a_type, b = (enum ggml_type) b_type;
-    if (!is_blas_on || n < min_cols_of(a_type) || c_type != GGML_TYPE_F32 || b != ggml_get_type_traits_cpu(a)->vec_dot_type) {
+    if (!pw_blas_is_on() || n < min_cols_of(a_type, false) || c_type != GGML_TYPE_F32 || b != ggml_get_type_traits_cpu(a)->vec_dot_type) {
         return false;
     }
-    product p = {.n = n, .k = k * ggml_blck_size(a), .a = matrix_of(A, lda, a), .b = matrix_of(B, ldb, b), .c = C, .ldc = ldc};
+    blas_product p = {.m = m, .n = n, .k = k * ggml_blck_size(a), .c = C, .ldc = ldc};
+    p.a = matrix_of(A, lda, a);
+    p.b = matrix_of(B, ldb, b);
     if ((a != GGML_TYPE_F32 && !p.a.expand) || (b != GGML_TYPE_F32 && !p.b.expand)) {
         return false;
     }
     if (!is_readable_in_place(&p.a, p.k) || !is_readable_in_place(&p.b, p.k) || ldc < m) {
         return false;
     }
-    return run(params, m, &p, min_cols_of(a_type));
+    return run(params, &p, min_cols_of(a_type, false));
 }
 
 bool pw_blas_multiply_strips(const struct ggml_compute_params * params, const struct strip_format * format, int64_t m, int64_t n,
                              int64_t k, const uint8_t * a, size_t a_stride, const uint8_t * b, float * c, int64_t ldc) {
     enum ggml_type type, y_type;
     pw_strip_types(format, &type, &y_type);
-    product p = {.n = n, .k = k, .b = matrix_of(b, k / ggml_blck_size(y_type), y_type), .c = c, .ldc = ldc};
+    blas_product p = {.m = m, .n = n, .k = k, .b = matrix_of(b, k / ggml_blck_size(y_type), y_type), .c = c, .ldc = ldc};
     p.a = (matrix) {a, a_stride, STRIP_ROWS * a_stride / (size_t) (k / ggml_blck_size(type)), ggml_blck_size(type),
                     pw_expand_function(type), format};
-    return run(params, m, &p, min_cols_of(type));
+    return run(params, &p, min_cols_of(type, true));
 }

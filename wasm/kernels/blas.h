@@ -13,8 +13,12 @@
 extern "C" {
 #endif
 
+// What the host has: no BLAS, one that is fast on many columns, or one that also is on few, since it reads small factors where
+// they lie (pyllama_wasm/host/blas.py).
+enum { BLAS_OFF, BLAS_WHOLE, BLAS_SLICES };
+
 // By the host, before any product.
-void pw_set_blas(int is_on);
+void pw_set_blas(int kind);
 
 // llamafile_sgemm's product, if it is one for BLAS; false, which every thread answers alike, and nothing is done, if not.
 bool pw_blas_multiply(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A, int64_t lda,
@@ -35,10 +39,11 @@ void pw_strip_types(const struct strip_format * format, enum ggml_type * weights
 bool pw_blas_is_on(void);
 
 // C[j * ldc + i] = sum over l < k of A[i * lda + l] * B[j * ldb + l], all in f32, for i < m and j < n. The host refuses, by a
-// trap, what is out of bounds and more than PW_MAX_PRODUCTS multiplications.
+// trap, what is out of bounds, more than PW_MAX_PRODUCTS multiplications and a matrix of more than PW_MAX_ELEMENTS.
 PW_IMPORT(sgemm) void pw_host_sgemm(uint32_t m, uint32_t n, uint32_t k, const float * a, uint32_t lda, const float * b, uint32_t ldb,
                                     float * c, uint32_t ldc);
 #define PW_MAX_PRODUCTS (1 << 29)  // the host's limit, so that a call takes some ten milliseconds
+#define PW_MAX_ELEMENTS (1 << 25)  // the host's too
 
 // Room for n numbers, at most PW_MAX_BUFFER, this thread's until its next product or attention; null where there is none.
 float * pw_blas_buffer(int64_t n);

@@ -6,6 +6,8 @@
 #include "ggml-common.h"
 #include "blas.h"
 #include "codes.h"
+#include "panels.h"
+#include "strips.h"
 
 #include <string.h>
 
@@ -13,14 +15,23 @@ ALWAYS_INLINE v128_t load_f16_splat(const void * p) {
     return f16_high_to_f32(wasm_v128_load16_splat(p));
 }
 
+#define ZERO -128  // what gives a byte of zeros
+#define TOP_BYTES(first) \
+    wasm_i8x16_make(ZERO, ZERO, ZERO, first, ZERO, ZERO, ZERO, first + 1, ZERO, ZERO, ZERO, first + 2, ZERO, ZERO, ZERO, first + 3)
+#define TOP_UNIT 0x1p-24f
+
+// Signed bytes `first` to `first + 3`, each 2^24 times itself: one instruction moves them to the top, where their sign is.
+ALWAYS_INLINE v128_t top_bytes(v128_t bytes, v128_t which) {
+    return wasm_f32x4_convert_i32x4(wasm_i8x16_relaxed_swizzle(bytes, which));
+}
+
 // out[0..15] = scale * bytes + min; bytes are signed.
 ALWAYS_INLINE void store_16(float * out, v128_t bytes, v128_t scale, v128_t min, bool has_min) {
-    const v128_t low = wasm_i16x8_extend_low_i8x16(bytes), high = wasm_i16x8_extend_high_i8x16(bytes);
-    const v128_t lanes[4] = {wasm_i32x4_extend_low_i16x8(low), wasm_i32x4_extend_high_i16x8(low),
-                             wasm_i32x4_extend_low_i16x8(high), wasm_i32x4_extend_high_i16x8(high)};
+    const v128_t unit     = wasm_f32x4_mul(scale, wasm_f32x4_splat(TOP_UNIT));
+    const v128_t which[4] = {TOP_BYTES(0), TOP_BYTES(4), TOP_BYTES(8), TOP_BYTES(12)};
     for (int i = 0; i < 4; i++) {
-        const v128_t codes = wasm_f32x4_convert_i32x4(lanes[i]);
-        wasm_v128_store(out + 4 * i, has_min ? wasm_f32x4_relaxed_madd(codes, scale, min) : wasm_f32x4_mul(codes, scale));
+        const v128_t codes = top_bytes(bytes, which[i]);
+        wasm_v128_store(out + 4 * i, has_min ? wasm_f32x4_relaxed_madd(codes, unit, min) : wasm_f32x4_mul(codes, unit));
     }
 }
 
@@ -207,5 +218,80 @@ expand_function pw_expand_function(enum ggml_type type) {
         case GGML_TYPE_Q5_K:   return expand_q5_K;
         case GGML_TYPE_Q6_K:   return expand_q6_K;
         default:               return ggml_get_type_traits(type)->to_float;
+    }
+}
+
+// --- repacked weights --------------------------------------------------------------------------------------------------------
+
+// Code times scale, and the same of what codes are too large by, are exact: their difference is the weight, or its neighbour
+// where it has a minimum, which is rounded as above.
+ALWAYS_INLINE v128_t weights_of(v128_t codes, v128_t scale, v128_t min) {
+    return wasm_f32x4_relaxed_madd(codes, scale, min);
+}
+
+// One lane of four vectors, a row of weights.
+#define LANE(v, r) wasm_i32x4_shuffle(v, v, r, r, r, r)
+
+// Row r of four, a constant, of a panel of bytes.
+ALWAYS_INLINE void store_row_of_bytes(const weight_panel * w, int g, v128_t scale, v128_t min, v128_t which, float * out) {
+    for (int i = 0; i < 8; i++) {
+        wasm_v128_store(out + 4 * i, weights_of(top_bytes(w->codes[i][g], which), scale, min));
+    }
+}
+
+// Four rows of a panel of bytes, each row's 32 weights behind each other.
+ALWAYS_INLINE void store_bytes(const weight_panel * w, int g, int bias, bool has_min, float * out, int64_t stride) {
+    const v128_t scale = wasm_f32x4_mul(w->scale[g], wasm_f32x4_splat(TOP_UNIT));
+    const v128_t min   = has_min ? w->min[g] : wasm_f32x4_mul(w->scale[g], wasm_f32x4_splat((float) -bias));
+    store_row_of_bytes(w, g, LANE(scale, 0), LANE(min, 0), TOP_BYTES(0), out);
+    store_row_of_bytes(w, g, LANE(scale, 1), LANE(min, 1), TOP_BYTES(4), out + stride);
+    store_row_of_bytes(w, g, LANE(scale, 2), LANE(min, 2), TOP_BYTES(8), out + 2 * stride);
+    store_row_of_bytes(w, g, LANE(scale, 3), LANE(min, 3), TOP_BYTES(12), out + 3 * stride);
+}
+
+// The same of a panel of 16-bit codes, without bias and minimum.
+ALWAYS_INLINE void store_words(const weight_panel * w, int g, float * out, int64_t stride) {
+    const v128_t scale = w->scale[g];
+    const v128_t scales[N_ROWS] = {LANE(scale, 0), LANE(scale, 1), LANE(scale, 2), LANE(scale, 3)};
+    for (int i = 0; i < 16; i += 4) {
+        const v128_t steps[4] = {w->codes[i][g], w->codes[i + 1][g], w->codes[i + 2][g], w->codes[i + 3][g]};
+        v128_t       rows[N_ROWS];
+        turn(steps, rows);
+        for (int r = 0; r < N_ROWS; r++) {
+            const v128_t low = wasm_i32x4_extend_low_i16x8(rows[r]), high = wasm_i32x4_extend_high_i16x8(rows[r]);
+            float *      at  = out + r * stride + 2 * i;
+            wasm_v128_store(at, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(low), scales[r]));
+            wasm_v128_store(at + 4, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(high), scales[r]));
+        }
+    }
+}
+
+// Functions, not inlined: their entries are safepoints.
+#define STORE_PANEL(name, statement)                                                                                        \
+    static __attribute__((noinline)) void name(const weight_panel * w, int bias, float * out, int64_t stride) {             \
+        for (int g = 0; g < N_GROUPS; g++, out += N_ROWS * stride) {                                                        \
+            statement;                                                                                                      \
+        }                                                                                                                   \
+    }
+STORE_PANEL(store_panel, store_bytes(w, g, bias, false, out, stride))
+STORE_PANEL(store_panel_min, store_bytes(w, g, bias, true, out, stride))
+STORE_PANEL(store_panel_words, store_words(w, g, out, stride))
+
+#define MAX_PANELS (QK_K / PANEL_WEIGHTS)
+
+// By the panels that products with several columns are made of.
+void pw_expand_strip(const strip_format * format, const uint8_t * x, int64_t n, float * out, int64_t stride) {
+    const tile_format * tiles = format->panels;
+    const bool    has_min = tiles->tiles == &pw_tiles_nibbles_min || tiles->tiles == &pw_tiles_bytes_min;
+    const int64_t n_panels = ggml_blck_size(format->type) / PANEL_WEIGHTS, most = MAX_PANELS / n_panels;
+    for (int64_t n_blocks; n > 0; n -= n_blocks) {
+        weight_panel    panels[MAX_PANELS];
+        const uint8_t * rows[PANEL_ROWS] = {x};
+        n_blocks = n < most ? n : most;
+        tiles->pack(n_blocks, rows, panels);
+        x += (size_t) n_blocks * format->record_bytes;
+        for (int64_t i = 0; i < n_blocks * n_panels; i++, out += PANEL_WEIGHTS) {
+            (tiles->tiles->has_words ? store_panel_words : has_min ? store_panel_min : store_panel)(panels + i, tiles->bias, out, stride);
+        }
     }
 }

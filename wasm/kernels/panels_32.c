@@ -91,7 +91,7 @@ ALWAYS_INLINE void pack_iq4_nl(const uint8_t * const x[N_ROWS], weight_panel * p
 
 TILE_FORMAT(pw_tile_q4_0, block_q4_0, 1, pack_q4_0, pw_tiles_nibbles, 8)
 TILE_FORMAT(pw_tile_q4_1, block_q4_1, 1, pack_q4_1, pw_tiles_nibbles_min, 0)
-TILE_FORMAT(pw_tile_q5_0, block_q5_0, 1, pack_q5_0, pw_tiles_bytes, 16)
+TILE_FORMAT(pw_tile_q5_0, block_q5_0, 1, pack_q5_0, pw_tiles_nibbles, 16)
 TILE_FORMAT(pw_tile_q5_1, block_q5_1, 1, pack_q5_1, pw_tiles_bytes_min, 0)
 TILE_FORMAT(pw_tile_q8_0, block_q8_0, 1, pack_q8_0, pw_tiles_words, 0)
 TILE_FORMAT(pw_tile_iq4_nl, block_iq4_nl, 1, pack_iq4_nl, pw_tiles_words, 0)

@@ -82,4 +82,4 @@ ALWAYS_INLINE void pack_mxfp4(const uint8_t * const x[N_ROWS], weight_panel * pa
 
 TILE_FORMAT(pw_tile_q3_K, block_q3_K, QK_K / PANEL_WEIGHTS, pack_q3_K, pw_tiles_words, 0)
 TILE_FORMAT(pw_tile_iq4_xs, block_iq4_xs, QK_K / PANEL_WEIGHTS, pack_iq4_xs, pw_tiles_words, 0)
-TILE_FORMAT(pw_tile_mxfp4, block_mxfp4, 1, pack_mxfp4, pw_tiles_bytes, 12)
+TILE_FORMAT(pw_tile_mxfp4, block_mxfp4, 1, pack_mxfp4, pw_tiles_nibbles, 12)

@@ -157,22 +157,3 @@ void pw_strip_types(const strip_format * format, enum ggml_type * weights, enum 
     *weights     = format->type;
     *activations = format->activations;
 }
-
-// --- expansion for BLAS ------------------------------------------------------------------------------------------------------
-
-// Block by block back to rows, which are expanded as those of a file.
-void pw_expand_strip(const strip_format * format, const uint8_t * x, int64_t n, float * out, int64_t stride) {
-    const expand_function expand = pw_expand_function(format->type);
-    const int64_t         size   = ggml_blck_size(format->type);
-    uint8_t               blocks[STRIP_ROWS][sizeof(block_q6_K)];
-    uint8_t *             rows[STRIP_ROWS];
-    for (int r = 0; r < STRIP_ROWS; r++) {
-        rows[r] = blocks[r];
-    }
-    for (int64_t b = 0; b < n; b++, x += format->record_bytes, out += size) {
-        format->weave((uint8_t *) x, rows, false);
-        for (int r = 0; r < STRIP_ROWS; r++) {
-            expand(rows[r], out + r * stride, size);
-        }
-    }
-}

@@ -30,7 +30,8 @@ typedef struct strip_format {
     weave_function      weave;
     repeat_function     repeat;
     strip_kernel        multiply;
-    const tile_format * tiles;  // more than a few columns
+    const tile_format * tiles;   // more than a few columns
+    const tile_format * panels;  // the expansion to f32 (blas_expand.c)
 } strip_format;
 
 extern const strip_format pw_strip_q4_0, pw_strip_q4_1, pw_strip_q5_0, pw_strip_q5_1, pw_strip_q4_K, pw_strip_q5_K, pw_strip_q6_K;

@@ -8,14 +8,7 @@
 //                     from 32 h + 16 g on
 //
 // A column's block: scale; sums of activations in pairs, as the scales are; codes in the order of the cells.
-#include "panels.h"
-#include "weave.h"
-
-#define N_WORDS 8      // of 32 bytes
-#define N_64 4         // parts of 64 weights
-#define SCALES 16      // bytes for a pair of groups
-#define HEAD_K 32      // d and dmin
-#define FIFTH_CELLS (N_WORDS * CELLS)
+#include "strips_256.h"
 
 typedef struct {
     v128_t scale;
@@ -154,19 +147,9 @@ static void repeat_for_q6_K(const uint8_t * y, v128_t * out) {
 
 // --- products with one column ------------------------------------------------------------------------------------------------
 
-// Each 16-bit lane of a pair in both places.
-#define FIRST_OF_PAIRS(v) wasm_i16x8_shuffle(v, v, 0, 0, 2, 2, 4, 4, 6, 6)
-#define SECOND_OF_PAIRS(v) wasm_i16x8_shuffle(v, v, 1, 1, 3, 3, 5, 5, 7, 7)
-
 ALWAYS_INLINE v128_t add_pairs(v128_t total, v128_t sums, v128_t factors) {
     return wasm_i32x4_add(total, wasm_i32x4_dot_i16x8(sums, factors));
 }
-
-// The fifth bit of group 2 j, or 2 j + 1, as a 16.
-#define FIFTH(bits, place)                                                                                                 \
-    wasm_v128_and((place) < 4 ? wasm_i16x8_shl(bits, (place) < 4 ? 4 - (place) : 0)                                        \
-                              : wasm_u16x8_shr(bits, (place) < 4 ? 0 : (place) - 4),                                       \
-                  wasm_i8x16_splat(16))
 
 // Sums of n cells: [group of rows][low, high halves]. One cell a turn.
 ALWAYS_INLINE void add_cells(int n, const uint8_t ** cells, const uint8_t ** fifth, const v128_t ** column, v128_t sums[N_GROUPS][2],
@@ -259,15 +242,6 @@ static void multiply_q5_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t
     multiply_with_mins(n, x, y, acc, true);
 }
 
-// Four codes of 6 bits out of a quarter's three cells.
-ALWAYS_INLINE void codes_q6_K(v128_t a, v128_t b, v128_t bits, v128_t codes[4]) {
-    const v128_t two_bits = wasm_i8x16_splat(0x30);
-    codes[0] = wasm_v128_or(low_nibbles(a), wasm_v128_and(wasm_i16x8_shl(bits, 4), two_bits));
-    codes[1] = wasm_v128_or(low_nibbles(b), wasm_v128_and(wasm_i16x8_shl(bits, 2), two_bits));
-    codes[2] = wasm_v128_or(high_nibbles(a), wasm_v128_and(bits, two_bits));
-    codes[3] = wasm_v128_or(high_nibbles(b), wasm_v128_and(wasm_u16x8_shr(bits, 2), two_bits));
-}
-
 // A cell of a quarter: sums of four groups, which begin with the first one.
 ALWAYS_INLINE void add_cell(const uint8_t * x, const v128_t * q, v128_t sums[4], bool is_first) {
     v128_t codes[4];
@@ -330,114 +304,15 @@ static void multiply_q6_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t
     }
 }
 
-// --- panels for more columns ---------------------------------------------------------------------------------------------------
-
-// Scales and mins of groups 2 j and 2 j + 1 of four rows.
-ALWAYS_INLINE void set_scales(const uint8_t * scales, v128_t d, v128_t dmin, weight_panel * panels, int g) {
-    const v128_t s = wasm_u16x8_load8x8(scales + 8 * g), m = wasm_u16x8_load8x8(scales + SCALES + 8 * g);
-    const v128_t low = wasm_i32x4_splat(0xffff);
-    panels[0].scale[g] = wasm_f32x4_mul(d, wasm_f32x4_convert_i32x4(wasm_v128_and(s, low)));
-    panels[1].scale[g] = wasm_f32x4_mul(d, wasm_f32x4_convert_i32x4(wasm_u32x4_shr(s, 16)));
-    panels[0].min[g]   = wasm_f32x4_neg(wasm_f32x4_mul(dmin, wasm_f32x4_convert_i32x4(wasm_v128_and(m, low))));
-    panels[1].min[g]   = wasm_f32x4_neg(wasm_f32x4_mul(dmin, wasm_f32x4_convert_i32x4(wasm_u32x4_shr(m, 16))));
-}
-
-ALWAYS_INLINE void pack_64(const uint8_t * x, const uint8_t * fifth, const v128_t d[N_GROUPS], const v128_t dmin[N_GROUPS],
-                           weight_panel * panels, bool has_fifth_bit, int j) {
-    for (int g = 0; g < N_GROUPS; g++) {
-        set_scales(x, d[g], dmin[g], panels, g);
-    }
-    for (int i = 0; i < N_WORDS; i++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            const v128_t w = wasm_v128_load(x + 2 * SCALES + CELLS * i + 16 * g);
-            v128_t       low = low_nibbles(w), high = high_nibbles(w);
-            if (has_fifth_bit) {
-                const v128_t b = wasm_v128_load(fifth + CELLS * i + 16 * g);
-                low  = wasm_v128_or(low, FIFTH(b, 2 * j));
-                high = wasm_v128_or(high, FIFTH(b, 2 * j + 1));
-            }
-            panels[0].codes[i][g] = low;
-            panels[1].codes[i][g] = high;
-        }
-    }
-}
-
-ALWAYS_INLINE void pack_with_mins(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel * panels, bool has_fifth_bit) {
-    const size_t    part = 2 * SCALES + N_WORDS * CELLS;
-    const uint8_t * x    = rows[0];
-    for (int64_t b = 0; b < n; b++) {
-        v128_t d[N_GROUPS], dmin[N_GROUPS];
-        load_halves(x, d);
-        load_halves(x + 16, dmin);
-        const uint8_t * fifth = x + HEAD_K;
-        x += HEAD_K + (has_fifth_bit ? FIFTH_CELLS : 0);
-        pack_64(x, fifth, d, dmin, panels, has_fifth_bit, 0);
-        pack_64(x + part, fifth, d, dmin, panels + 2, has_fifth_bit, 1);
-        pack_64(x + 2 * part, fifth, d, dmin, panels + 4, has_fifth_bit, 2);
-        pack_64(x + 3 * part, fifth, d, dmin, panels + 6, has_fifth_bit, 3);
-        x += 4 * part;
-        panels += 2 * N_64;
-    }
-    rows[0] = x;
-}
-
-static void pack_q4_K(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels) {
-    pack_with_mins(n, x, panels, false);
-}
-
-static void pack_q5_K(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels) {
-    pack_with_mins(n, x, panels, true);
-}
-
-// Four signed codes of 6 bits of every row, times their scales: as many 16-bit words in two steps of a panel.
-ALWAYS_INLINE void set_words(v128_t codes, v128_t scales, v128_t steps[2][N_GROUPS], int g) {
-    const v128_t q    = wasm_i8x16_sub(codes, wasm_i8x16_splat(32));
-    const v128_t low  = wasm_i16x8_mul(wasm_i16x8_shr(wasm_i16x8_shl(q, 8), 8), scales);  // codes 0 and 2 of each row
-    const v128_t high = wasm_i16x8_mul(wasm_i16x8_shr(q, 8), scales);                     // codes 1 and 3
-    steps[0][g] = wasm_v128_or(wasm_v128_and(low, wasm_i32x4_splat(0xffff)), wasm_i32x4_shl(high, 16));
-    steps[1][g] = wasm_v128_or(wasm_u32x4_shr(low, 16), wasm_v128_and(high, wasm_i32x4_splat((int32_t) 0xffff0000)));
-}
-
-static void pack_q6_K(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel * panels) {
-    const uint8_t * x = rows[0];
-    for (int64_t b = 0; b < n; b++, panels += 8) {
-        v128_t d[N_GROUPS];
-        load_halves(x, d);
-        for (int i = 0; i < 8; i++) {
-            panels[i].scale[0] = d[0];
-            panels[i].scale[1] = d[1];
-        }
-        x += 16;
-        for (int part = 0; part < 4; part++) {
-            const int       h = part / 2, half = part % 2;
-            const uint8_t * scales = x;
-            x += 2 * SCALES;
-            for (int g = 0; g < N_GROUPS; g++) {
-                const v128_t s[2] = {wasm_i16x8_load8x8(scales + 8 * g), wasm_i16x8_load8x8(scales + SCALES + 8 * g)};
-                for (int i = 0; i < 4; i++, x += 48) {
-                    v128_t codes[4];
-                    codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
-                    for (int k = 0; k < 4; k++) {
-                        const v128_t scale = k % 2 ? SECOND_OF_PAIRS(s[k / 2]) : FIRST_OF_PAIRS(s[k / 2]);
-                        set_words(codes[k], scale, panels[4 * h + k].codes + 8 * half + 2 * i, g);
-                    }
-                }
-            }
-        }
-    }
-    rows[0] = x;
-}
-
-static const tile_format TILES_q4_K = {pack_q4_K, &pw_tiles_nibbles_min, 0, true};
-static const tile_format TILES_q5_K = {pack_q5_K, &pw_tiles_bytes_min, 0, true};
-static const tile_format TILES_q6_K = {pack_q6_K, &pw_tiles_words, 0, true};
-
 const strip_format pw_strip_q4_K = {
-    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, repeat_for_mins, multiply_q4_K, &TILES_q4_K,
+    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, repeat_for_mins, multiply_q4_K,
+    &pw_strip_tiles_q4_K, &pw_strip_panels_q4_K,
 };
 const strip_format pw_strip_q5_K = {
-    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, repeat_for_mins, multiply_q5_K, &TILES_q5_K,
+    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, repeat_for_mins, multiply_q5_K,
+    &pw_strip_tiles_q5_K, &pw_strip_panels_q5_K,
 };
 const strip_format pw_strip_q6_K = {
-    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 1680, COLUMN_VECTORS, weave_q6_K, repeat_for_q6_K, multiply_q6_K, &TILES_q6_K,
+    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 1680, COLUMN_VECTORS, weave_q6_K, repeat_for_q6_K, multiply_q6_K,
+    &pw_strip_tiles_q6_K, &pw_strip_panels_q6_K,
 };

@@ -187,26 +187,30 @@ ALWAYS_INLINE void multiply_32(int64_t n, const uint8_t * x, const v128_t * y, v
     acc[1] = sums[1];
 }
 
-ALWAYS_INLINE void pack_32(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels, bool has_min, bool has_fifth_bit) {
-    const size_t head = head_bytes(has_min, has_fifth_bit);
-    for (int64_t b = 0; b < n; b++, panels++, x[0] += head + N_CELLS * CELLS) {
+ALWAYS_INLINE void pack_32(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel * panels, bool has_min, bool has_fifth_bit) {
+    const size_t    head = head_bytes(has_min, has_fifth_bit);
+    const uint8_t * x    = rows[0];
+    for (int64_t b = 0; b < n; b++, panels++, x += head + N_CELLS * CELLS) {
         fifth_bits_32 bits = {0};
-        load_halves(x[0], panels->scale);
+        OPAQUE(x);
+        OPAQUE(panels);
+        load_halves(x, panels->scale);
         if (has_min) {
-            load_halves(x[0] + 16, panels->min);
+            load_halves(x + 16, panels->min);
         }
         if (has_fifth_bit) {
-            bits = load_fifth_bits(x[0] + head - 32);
+            bits = load_fifth_bits(x + head - 32);
         }
         for (int i = 0; i < N_CELLS; i++) {
             for (int g = 0; g < N_GROUPS; g++) {
-                const v128_t w = wasm_v128_load(x[0] + head + CELLS * (size_t) i + 16 * g);
+                const v128_t w = wasm_v128_load(x + head + CELLS * (size_t) i + 16 * g);
                 panels->codes[i][g]           = with_fifth(low_nibbles(w), bits.low[g], has_fifth_bit);
                 panels->codes[N_CELLS + i][g] = with_fifth(high_nibbles(w), bits.high[g], has_fifth_bit);
             }
             next_fifth_bits(&bits);
         }
     }
+    rows[0] = x;
 }
 
 #define STRIP_32(type, TYPE, Y_TYPE, bytes, repeat, tile_set, bias, has_min, has_fifth_bit)                                \
@@ -219,10 +223,10 @@ ALWAYS_INLINE void pack_32(int64_t n, const uint8_t * x[PANEL_ROWS], weight_pane
     static const tile_format TILES_##type = {pack_##type, &tile_set, bias, true};                                          \
     const strip_format       pw_strip_##type = {                                                                           \
         GGML_TYPE_##TYPE, GGML_TYPE_##Y_TYPE, bytes, sizeof(column_32) / sizeof(v128_t), weave_##type, repeat, multiply_##type, \
-        &TILES_##type,                                                                                                     \
+        &TILES_##type, &TILES_##type,                                                                                      \
     };
 
 STRIP_32(q4_0, Q4_0, Q8_0, 144, repeat_for_q4_0, pw_tiles_nibbles, 8, false, false)
 STRIP_32(q4_1, Q4_1, Q8_1, 160, repeat_q8_1, pw_tiles_nibbles_min, 0, true, false)
-STRIP_32(q5_0, Q5_0, Q8_0, 176, repeat_for_q5_0, pw_tiles_bytes, 16, false, true)
+STRIP_32(q5_0, Q5_0, Q8_0, 176, repeat_for_q5_0, pw_tiles_nibbles, 16, false, true)
 STRIP_32(q5_1, Q5_1, Q8_1, 192, repeat_q8_1, pw_tiles_bytes_min, 0, true, true)

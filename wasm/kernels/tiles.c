@@ -2,7 +2,7 @@
 //
 // Activations of up to 64 columns are brought into panels that stay in the second-level cache, then eight rows of weights at a
 // time are unpacked into a few kilobytes and multiplied with all of these columns.
-#include "tiles.h"
+#include "tile_steps.h"
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -13,100 +13,41 @@
 
 #define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
 
-typedef enum { NIBBLES, BYTES, WORDS } code_kind;
-
-// One of a panel's steps: 32 bits of each row times those of each column.
-typedef struct {
-    v128_t of[N_GROUPS];
-} weight_step;
-
-typedef struct {
-    v128_t of[N_COLS];
-} column_step;
-
-ALWAYS_INLINE v128_t product_of(v128_t column, v128_t codes, code_kind kind) {
-    return kind == WORDS ? wasm_i32x4_dot_i16x8(column, codes) : dot_codes(column, codes);
-}
-
-ALWAYS_INLINE v128_t sum_of(v128_t a, v128_t b, code_kind kind) {
-    return kind == WORDS ? wasm_i32x4_add(a, b) : wasm_i16x8_add(a, b);
-}
-
-// The sums of n_steps steps. A loop with one step a turn: Cranelift issues all loads of a basic block first, and sixteen
-// registers hold no more than these six beside the sums. It hides its pointers from LLVM, which would count with an index
-// instead and compute the address of each load.
-ALWAYS_INLINE void add_steps(int n_steps, const weight_step * w, const column_step * y, v128_t sums[N_COLS][N_GROUPS], int n_cols,
-                             code_kind kind) {
-    for (int c = 0; c < n_cols; c++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            sums[c][g] = product_of(y->of[c], w->of[g], kind);
-        }
-    }
-#pragma clang loop unroll(disable)
-    for (int i = 1; i < n_steps; i++) {
-        w++;
-        y++;
-        __asm__("" : "+r"(w), "+r"(y));
-        for (int c = 0; c < n_cols; c++) {
-            for (int g = 0; g < N_GROUPS; g++) {
-                sums[c][g] = sum_of(sums[c][g], product_of(y->of[c], w->of[g], kind), kind);
-            }
-        }
-    }
-}
-
 // The sums of one panel in 32 bits.
 ALWAYS_INLINE void multiply_panel(const weight_panel * w, const activation_panel * y, v128_t sums[N_COLS][N_GROUPS], int n_cols,
-                                  code_kind kind) {
+                                  code_kind kind, bool has_min) {
     const weight_step * codes   = (const weight_step *) w->codes;
     const column_step * columns = (const column_step *) y->codes;
     if (kind == BYTES) {  // 16 bits hold four steps
         v128_t first[N_COLS][N_GROUPS];
-        add_steps(4, codes, columns, first, n_cols, kind);
+        add_steps(4, codes, columns, NULL, first, n_cols, kind);
         for (int i = 0; i < n_cols * N_GROUPS; i++) {
             first[i / N_GROUPS][i % N_GROUPS] = wasm_i32x4_extadd_pairwise_i16x8(first[i / N_GROUPS][i % N_GROUPS]);
         }
-        add_steps(4, codes + 4, columns + 4, sums, n_cols, kind);
+        add_steps(4, codes + 4, columns + 4, NULL, sums, n_cols, kind);
         for (int i = 0; i < n_cols * N_GROUPS; i++) {
             v128_t * sum = &sums[i / N_GROUPS][i % N_GROUPS];
             *sum         = wasm_i32x4_add(first[i / N_GROUPS][i % N_GROUPS], wasm_i32x4_extadd_pairwise_i16x8(*sum));
         }
         return;
     }
-    add_steps(kind == WORDS ? 16 : 8, codes, columns, sums, n_cols, kind);
+    add_steps(kind == WORDS ? 16 : 8, codes, columns, kind == NIBBLES && !has_min ? y->sum : NULL, sums, n_cols, kind);
     for (int i = 0; kind == NIBBLES && i < n_cols * N_GROUPS; i++) {
         v128_t * sum = &sums[i / N_GROUPS][i % N_GROUPS];
         *sum         = wasm_i32x4_extadd_pairwise_i16x8(*sum);
     }
 }
 
-ALWAYS_INLINE size_t activation_panel_size(bool has_words) {
-    return sizeof(activation_panel) + (has_words ? 16 : 8) * N_COLS * sizeof(v128_t);
-}
-
-ALWAYS_INLINE const activation_panel * next_panel(const activation_panel * y, int64_t n, bool has_words) {
-    return (const activation_panel *) ((const char *) y + (size_t) n * activation_panel_size(has_words));
-}
-
-// A load nobody waits for: wasm has no instruction to fetch what is read later.
-ALWAYS_INLINE void fetch(read_ahead * ahead) {
-    for (size_t i = 0; i < ahead->n_bytes && ahead->at + i < ahead->end; i += 64) {
-        (void) *(const volatile uint8_t *) (ahead->at + i);
-    }
-    ahead->at += ahead->n_bytes;
-}
-
 ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_panel * y, v128_t acc[][N_GROUPS],
                         read_ahead * ahead, int n_cols, code_kind kind, bool has_min) {
-    for (int64_t i = 0; i < n; i++, w++, y = next_panel(y, 1, kind == WORDS)) {
+    for (int64_t i = 0; i < n; i++, w++, y = next_panel(y, 1, kind == WORDS, PANELS)) {
         v128_t sums[N_COLS][N_GROUPS];
         fetch(ahead);
-        multiply_panel(w, y, sums, n_cols, kind);
+        multiply_panel(w, y, sums, n_cols, kind, has_min);
         for (int c = 0; c < n_cols; c++) {
             for (int g = 0; g < N_GROUPS; g++) {
-                const v128_t total = kind == WORDS || has_min ? sums[c][g] : wasm_i32x4_add(sums[c][g], y->sum[c]);
                 const v128_t scale = wasm_f32x4_mul(w->scale[g], y->scale[c]);
-                v128_t       out   = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(total), scale, acc[c][g]);
+                const v128_t out   = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(sums[c][g]), scale, acc[c][g]);
                 acc[c][g]          = has_min ? wasm_f32x4_relaxed_madd(w->min[g], y->sum[c], out) : out;
             }
         }
@@ -124,11 +65,10 @@ ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_pane
     TILE(name##_1, 1, kind, has_min)                                                                                       \
     TILE(name##_2, 2, kind, has_min)                                                                                       \
     TILE(name##_4, 4, kind, has_min)                                                                                       \
-    const tile_set name = {name##_1, name##_2, name##_4, kind == WORDS};
+    const tile_set name = {name##_1, name##_2, name##_4, kind == WORDS, PANELS};
 
 TILES(pw_tiles_nibbles, NIBBLES, false)
 TILES(pw_tiles_nibbles_min, NIBBLES, true)
-TILES(pw_tiles_bytes, BYTES, false)
 TILES(pw_tiles_bytes_min, BYTES, true)
 TILES(pw_tiles_words, WORDS, false)
 
@@ -167,21 +107,30 @@ ALWAYS_INLINE void repeat(v128_t values, v128_t out[N_COLS]) {
     out[3] = SPLAT32(values, 3);
 }
 
-// What a code that is `bias` too large adds to each column's products, to be taken off.
-ALWAYS_INLINE v128_t bias_sums(const uint8_t * const y[N_COLS], size_t offset, int bias) {
-    v128_t sums[N_COLS];
+// The sums of each column's four pairs of 16-bit lanes, a pair in each lane of 32 bits.
+ALWAYS_INLINE v128_t sum_each_pair(const v128_t v[N_COLS]) {
+    const v128_t ab = wasm_i16x8_add(wasm_i32x4_shuffle(v[0], v[1], 0, 2, 4, 6), wasm_i32x4_shuffle(v[0], v[1], 1, 3, 5, 7));
+    const v128_t cd = wasm_i16x8_add(wasm_i32x4_shuffle(v[2], v[3], 0, 2, 4, 6), wasm_i32x4_shuffle(v[2], v[3], 1, 3, 5, 7));
+    return wasm_i16x8_add(wasm_i32x4_shuffle(ab, cd, 0, 2, 4, 6), wasm_i32x4_shuffle(ab, cd, 1, 3, 5, 7));
+}
+
+// What codes that are `bias` too large add to the two 16-bit lanes of each column's sums, to be taken off. Sums may overflow on
+// the way: what counts is that codes less their bias add up to 16 bits. Of n times 16 codes.
+ALWAYS_INLINE v128_t lane_biases(const uint8_t * const y[N_COLS], size_t offset, int n, int bias) {
+    v128_t pairs[N_COLS];
     for (int c = 0; c < N_COLS; c++) {
-        const v128_t a = wasm_v128_load(y[c] + offset), b = wasm_v128_load(y[c] + offset + 16);
-        sums[c] = wasm_i32x4_extadd_pairwise_i16x8(
-            wasm_i16x8_add(wasm_i16x8_extadd_pairwise_i8x16(a), wasm_i16x8_extadd_pairwise_i8x16(b)));
+        pairs[c] = wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(y[c] + offset));
+        if (n > 1) {
+            pairs[c] = wasm_i16x8_add(pairs[c], wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(y[c] + offset + 16)));
+        }
     }
-    return wasm_i32x4_mul(sum_each(sums[0], sums[1], sums[2], sums[3]), wasm_i32x4_splat(-bias));
+    return wasm_i16x8_mul(sum_each_pair(pairs), wasm_i16x8_splat((int16_t) -bias));
 }
 
 static void pack_q8_0(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
     set_codes(y, offsetof(block_q8_0, qs), format->tiles->has_words, panel);
     repeat(f16_low_to_f32(load_each(y, 0)), panel->scale);
-    repeat(bias_sums(y, offsetof(block_q8_0, qs), format->bias), panel->sum);
+    repeat(lane_biases(y, offsetof(block_q8_0, qs), 2, format->bias), panel->sum);
 }
 
 static void pack_q8_1(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
@@ -198,14 +147,50 @@ static void pack_q8_K(const uint8_t * const y[N_COLS], const tile_format * forma
         set_codes(y, offsetof(block_q8_K, qs) + PANEL_WEIGHTS * j, format->tiles->has_words, panel);
         repeat(scale, panel->scale);
         repeat(wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(wasm_i32x4_extadd_pairwise_i16x8(pairs))), panel->sum);
-        panel = (activation_panel *) next_panel(panel, 1, format->tiles->has_words);
+        panel = (activation_panel *) next_panel(panel, 1, format->tiles->has_words, PANELS);
+    }
+}
+
+// The sums of 32 activations of each column, from one on, as 16-bit lanes: low halves from the first, high ones from the next.
+ALWAYS_INLINE v128_t sums_of_32(const uint8_t * const y[N_COLS], int j) {
+    const size_t at  = offsetof(block_q8_K, bsums) + 4 * (size_t) j;
+    const v128_t one  = wasm_i32x4_extadd_pairwise_i16x8(load_each(y, at));
+    const v128_t next = wasm_i32x4_extadd_pairwise_i16x8(load_each(y, at + 4));
+    return wasm_v128_or(wasm_v128_and(one, wasm_i32x4_splat(0xffff)), wasm_i32x4_shl(next, 16));
+}
+
+static void pack_q8_K_for_mins(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
+    const v128_t scale = load_each(y, offsetof(block_q8_K, d));
+    for (int j = 0; j < QK_K / PANEL_WEIGHTS; j++) {
+        set_codes(y, offsetof(block_q8_K, qs) + PANEL_WEIGHTS * j, false, panel);
+        repeat(scale, panel->scale);
+        if (j % 2 == 0) {
+            repeat(sums_of_32(y, j), panel->sum);
+        }
+        panel = (activation_panel *) next_panel(panel, 1, false, format->tiles->activations);
+    }
+}
+
+static void pack_q8_K_with_biases(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
+    const v128_t scale = load_each(y, offsetof(block_q8_K, d));
+    for (int j = 0; j < QK_K / PANEL_WEIGHTS; j++) {
+        const size_t codes = offsetof(block_q8_K, qs) + PANEL_WEIGHTS * (size_t) j;
+        set_codes(y, codes, false, panel);
+        repeat(lane_biases(y, codes, 1, format->bias), panel->scale);
+        repeat(lane_biases(y, codes + 16, 1, format->bias), panel->sum);
+        repeat(scale, panel->codes[8]);
+        panel = (activation_panel *) next_panel(panel, 1, false, format->tiles->activations);
     }
 }
 
 typedef void (*pack_activations)(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panels);
 
-static pack_activations activations_of(enum ggml_type type) {
-    return type == GGML_TYPE_Q8_0 ? pack_q8_0 : type == GGML_TYPE_Q8_1 ? pack_q8_1 : pack_q8_K;
+static pack_activations activations_of(enum ggml_type type, activation_kind kind) {
+    switch (kind) {
+        case PANELS_MINS: return pack_q8_K_for_mins;
+        case PANELS_BIASES: return pack_q8_K_with_biases;
+        default: return type == GGML_TYPE_Q8_0 ? pack_q8_0 : type == GGML_TYPE_Q8_1 ? pack_q8_1 : pack_q8_K;
+    }
 }
 
 // A part of the product: columns and blocks whose activations are in panels, n_panels for each four columns.
@@ -216,9 +201,10 @@ typedef struct {
 } part;
 
 static void pack_columns(const product * p, const part * s, const tile_format * format, char * panels) {
-    const pack_activations pack  = activations_of(p->b_type);
+    const pack_activations pack  = activations_of(p->b_type, format->tiles->activations);
     const size_t           bytes = ggml_type_size(p->b_type);
-    const size_t           step  = activation_panel_size(format->tiles->has_words) * (size_t) s->per_block;
+    const size_t           panel = activation_panel_size(format->tiles->has_words, format->tiles->activations);
+    const size_t           step  = panel * (size_t) s->per_block;
     for (int64_t j = 0; j < s->n_cols; j += N_COLS) {
         const uint8_t * y[N_COLS];
         for (int64_t c = 0; c < N_COLS; c++) {  // columns there are not repeat the last
@@ -237,21 +223,26 @@ static void pack_columns(const product * p, const part * s, const tile_format * 
 // y: the panels of the first four columns, those of the next are n_panels further on.
 static void multiply_columns(const tile_set * tiles, int64_t n, const weight_panel * w, const activation_panel * y, const part * s,
                              v128_t acc[][N_GROUPS], read_ahead * ahead) {
-    for (int64_t j = 0; j < s->n_cols; j += N_COLS, y = next_panel(y, s->n_panels, tiles->has_words)) {
+    for (int64_t j = 0; j < s->n_cols; j += N_COLS, y = next_panel(y, s->n_panels, tiles->has_words, tiles->activations)) {
         const int64_t       left = s->n_cols - j;
         const tile_function run  = left > 2 ? tiles->four : left == 2 ? tiles->two : tiles->one;
         run(n, w, y, acc + j, ahead);
     }
 }
 
-// The results of n_rows rows are in acc, or go there.
+// The results of n_rows rows are in acc, or go there. Eight rows are nearly always all there, and a call of memcpy takes as long
+// as a panel's products.
 static void exchange(const product * p, const part * s, int64_t row, int64_t n_rows, v128_t acc[][N_GROUPS], bool is_load) {
-    for (int64_t j = 0; j < s->n_cols; j++) {
-        float * c = p->c + (s->col + j) * p->ldc + row;
-        if (is_load) {
-            memcpy(acc[j], c, (size_t) n_rows * sizeof(float));
+    float * c = p->c + s->col * p->ldc + row;
+    for (int64_t j = 0; j < s->n_cols; j++, c += p->ldc) {
+        if (n_rows < PANEL_ROWS) {
+            memcpy(is_load ? (void *) acc[j] : c, is_load ? c : (const void *) acc[j], (size_t) n_rows * sizeof(float));
+        } else if (is_load) {
+            acc[j][0] = wasm_v128_load(c);
+            acc[j][1] = wasm_v128_load(c + N_ROWS);
         } else {
-            memcpy(c, acc[j], (size_t) n_rows * sizeof(float));
+            wasm_v128_store(c, acc[j][0]);
+            wasm_v128_store(c + N_ROWS, acc[j][1]);
         }
     }
 }
@@ -277,11 +268,12 @@ static void multiply_rows(const tile_format * format, const product * p, const p
         ahead.at  = p->a + (size_t) (row + PANEL_ROWS) * p->a_stride;
         ahead.end = ahead.at + (size_t) n_next * p->a_stride;
     }
+    const tile_set * tiles = format->tiles;
     for (int64_t done = 0; done < s->n_panels; done += CHUNK) {
-        const int64_t n = s->n_panels - done < CHUNK ? s->n_panels - done : CHUNK;
+        const int64_t            n = s->n_panels - done < CHUNK ? s->n_panels - done : CHUNK;
+        const activation_panel * y = next_panel((const activation_panel *) panels, done, tiles->has_words, tiles->activations);
         format->pack(n / s->per_block, x, w);
-        multiply_columns(format->tiles, n, w, next_panel((const activation_panel *) panels, done, format->tiles->has_words), s, acc,
-                         &ahead);
+        multiply_columns(tiles, n, w, y, s, acc, &ahead);
     }
     exchange(p, s, row, n_rows, acc, false);
 }
@@ -295,7 +287,8 @@ static void multiply_share(const tile_format * format, const product * p, const 
 }
 
 void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p) {
-    const int64_t n_fitting = ALL_PANELS / (int64_t) activation_panel_size(format->tiles->has_words);
+    const size_t  panel_bytes = activation_panel_size(format->tiles->has_words, format->tiles->activations);
+    const int64_t n_fitting   = ALL_PANELS / (int64_t) panel_bytes;
     _Alignas(16) char panels[ALL_PANELS];
     part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS,
               .block_bytes = format->is_strips ? p->a_stride / (size_t) p->k : ggml_type_size(p->a_type)};

@@ -19,12 +19,30 @@ typedef struct {
     v128_t codes[16][N_GROUPS];             // 8 of bytes or 16 of 16 bits
 } weight_panel;
 
+// In its place: one of the eight panels of a block of 256 whose scales stay integers (tiles_256.c), so that the block is scaled
+// once. Factors are 16 bits, two for each row.
+typedef struct {
+    v128_t factors[N_GROUPS];            // the scale twice; or that of the first 16 weights twice
+    v128_t more[N_GROUPS];               // in every other panel the mins of this and the next; or the scale of the last 16 twice
+    v128_t codes[8][N_GROUPS];           // bytes
+    v128_t d[N_GROUPS], dmin[N_GROUPS];  // f32, of the block: in its first panel
+    v128_t unused[6][N_GROUPS];
+} weight_panel_256;
+
 // 32 activations of four columns: 8 of codes for weights that are bytes, 16 for those of 16 bits. All is repeated in all lanes.
 typedef struct {
     v128_t scale[N_COLS];
-    v128_t sum[N_COLS];  // as the format's tile wants it: int32 to add to the products, or f32 to multiply min with
+    v128_t sum[N_COLS];  // as the format's tile wants it: 16-bit lanes to add to the products, or f32 to multiply min with
     v128_t codes[][N_COLS];
 } activation_panel;
+
+// What they hold for weight_panel_256.
+typedef enum {
+    PANELS,         // for weight_panel: as above
+    PANELS_MINS,    // of blocks with mins: scale is the block's, sum in every other panel 16-bit sums of this and the next
+    PANELS_BIASES,  // of blocks without: 16-bit lanes to add to the products are in scale for the first 16 weights, in sum for
+                    // the last, and the block's scale is behind the codes
+} activation_kind;
 
 // Unpack n blocks of each of eight rows, moving x on: one panel for blocks of 32 weights, eight for those of 256.
 typedef void (*pack_function)(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels);
@@ -42,8 +60,9 @@ typedef void (*tile_function)(int64_t n, const weight_panel * w, const activatio
 
 // Tiles with one, two and four columns.
 typedef struct {
-    tile_function one, two, four;
-    bool          has_words;  // codes are of 16 bits
+    tile_function   one, two, four;
+    bool            has_words;  // codes are of 16 bits
+    activation_kind activations;
 } tile_set;
 
 typedef struct {
@@ -53,11 +72,11 @@ typedef struct {
     bool             is_strips;  // weights are repacked (strips.h): `pack` takes one pointer, to a strip
 } tile_format;
 
-extern const tile_set pw_tiles_nibbles;       // codes up to 15
-extern const tile_set pw_tiles_nibbles_min;   //  ... with mins
-extern const tile_set pw_tiles_bytes;         // codes up to 31
-extern const tile_set pw_tiles_bytes_min;     //  ... with mins
+extern const tile_set pw_tiles_nibbles;       // codes up to 31 with a bias, less which they are -16 to 15
+extern const tile_set pw_tiles_nibbles_min;   // codes up to 15 with mins
+extern const tile_set pw_tiles_bytes_min;     // codes up to 31 with mins
 extern const tile_set pw_tiles_words;         // signed, 16 bits
+extern const tile_set pw_tiles_q4_K, pw_tiles_q5_K, pw_tiles_q6_K;  // weight_panel_256
 
 extern const tile_format pw_tile_q4_0, pw_tile_q4_1, pw_tile_q5_0, pw_tile_q5_1, pw_tile_q8_0, pw_tile_iq4_nl;
 extern const tile_format pw_tile_q4_K, pw_tile_q5_K, pw_tile_q6_K;

@@ -190,7 +190,7 @@ static void draw_row(ggml_type type, uint8_t * row, int64_t k, std::mt19937 & ra
     }
 }
 
-static bool check_blas(ggml_type type, int n_threads, int64_t m, int64_t n, int64_t k) {
+static bool check_blas(ggml_type type, int n_threads, int64_t m, int64_t n, int64_t k, int kind = BLAS_WHOLE) {
     const ggml_type      y_type = ggml_get_type_traits_cpu(type)->vec_dot_type;
     const int64_t        gap    = 1;
     const size_t         w_row = ggml_row_size(type, k) + ggml_type_size(type), y_row = ggml_row_size(y_type, k) + ggml_type_size(y_type);
@@ -217,7 +217,7 @@ static bool check_blas(ggml_type type, int n_threads, int64_t m, int64_t n, int6
         }
     }
     std::vector<float> result(n * (m + gap), 7.0f);
-    pw_set_blas(1);
+    pw_set_blas(kind);
     const bool is_taken = multiply_all(type, y_type, n_threads, m, n, k, gap, w.data(), y.data(), result);
     pw_set_blas(0);
     double worst = 0.0;
@@ -311,9 +311,15 @@ int main() {
             report(check_blas((ggml_type) type, n_threads, 77, 512, 512),
                    std::string("blas ") + ggml_type_name((ggml_type) type) + ", threads " + std::to_string(n_threads));
         }
+        report(check_blas((ggml_type) type, 2, 300, 512, 2304, BLAS_SLICES),  // several calls, of parts of unequal depth
+               std::string("blas in slices, ") + ggml_type_name((ggml_type) type));
     }
     report(check_blas(GGML_TYPE_F16, 2, 700, 600, 256), "blas f16, more rows and columns than a call takes");
     report(check_blas(GGML_TYPE_Q8_0, 1, 40, 513, 4096), "blas q8_0, one column more than a call takes");
+    report(check_blas(GGML_TYPE_F16, 2, 700, 600, 1792, BLAS_SLICES), "blas in slices, f16, more rows and columns than a call takes");
+    report(check_blas(GGML_TYPE_F32, 1, 77, 19, 1796, BLAS_SLICES), "blas in slices, f32, read in place");
+    report(check_blas(GGML_TYPE_F16, 2, 90, 19, 2049, BLAS_SLICES), "blas in slices, f16, parts of which the last is short");
+    report(check_blas(GGML_TYPE_F32, 1, 528, 12, 70000), "blas f32, rows too long for as many as usual in a call");
     report(check_smallest_weight(), "matmul q8_0 with weights of -128");
     float_tiles::check_at_ends(report);
     products::check_all(report);

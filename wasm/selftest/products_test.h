@@ -3,6 +3,8 @@
 // memory ends: a kernel that reads beyond its rows traps.
 #pragma once
 
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -48,16 +50,22 @@ static void set_half(uint8_t * p, float value) {
     memcpy(p, &half, sizeof(half));
 }
 
-static void fill_weights(const format & f, uint8_t * blocks, size_t n_blocks, std::mt19937 & random) {
+// code: what all bytes of codes are, with large scales, or -1 for random ones.
+static void fill_weights(const format & f, uint8_t * blocks, size_t n_blocks, std::mt19937 & random, int code = -1) {
     static const float SCALES[] = {0.013f, -0.013f, 1.0f, 0.0f, 0x1p-24f, -0x3p-24f, 0x1p-14f, 0x3ffp-24f, 1000.0f, -0.5f};
     const size_t size = ggml_type_size(f.type);
     for (size_t i = 0; i < n_blocks * size; i++) {
-        blocks[i] = (uint8_t) random();
+        blocks[i] = code < 0 ? (uint8_t) random() : (uint8_t) code;
         if (f.type == GGML_TYPE_Q8_0 && blocks[i] == 0x80) {
             blocks[i] = 0x81;  // no quantizer writes -128
         }
     }
     for (size_t i = 0; i < n_blocks; i++) {
+        if (code >= 0 && (f.type == GGML_TYPE_Q4_K || f.type == GGML_TYPE_Q5_K)) {
+            memset(blocks + i * size + offsetof(block_q4_K, scales), 0x7f, K_SCALE_SIZE);
+        } else if (code >= 0 && f.type == GGML_TYPE_Q6_K) {
+            memset(blocks + i * size + offsetof(block_q6_K, scales), 0x7f, QK_K / 16);
+        }
         for (int at : f.scales) {
             set_half(blocks + i * size + at, SCALES[random() % std::size(SCALES)]);
         }
@@ -68,11 +76,12 @@ static void fill_weights(const format & f, uint8_t * blocks, size_t n_blocks, st
 }
 
 // Activations as blocks of q8_0, q8_1 or q8_K, and the values they stand for.
-static std::vector<float> fill_activations(ggml_type type, uint8_t * row, int64_t n, std::mt19937 & random) {
+// extreme: what all of their codes are, or 0 for many.
+static std::vector<float> fill_activations(ggml_type type, uint8_t * row, int64_t n, std::mt19937 & random, int extreme = 0) {
     std::vector<float> values(n);
     const int64_t      size = ggml_blck_size(type);
     for (int64_t i = 0; i < n; i += size, row += ggml_type_size(type)) {
-        const int   kind  = (int) (random() % 4);
+        const int   kind  = extreme ? (extreme < 0) : (int) (random() % 4);
         const float scale = ggml_fp16_to_fp32(ggml_fp32_to_fp16(0.001f * (float) (1 + random() % 100)));
         int8_t *    qs    = (int8_t *) row + (type == GGML_TYPE_Q8_0 ? 2 : 4);
         int         sum = 0, group = 0;
@@ -156,6 +165,24 @@ static bool check_format(const format & f, int64_t m, int64_t n_blocks) {
         std::vector<uint8_t> copy(w_bytes);
         fill_weights(f, copy.data(), m * n_blocks, random);
         is_ok = is_ok && check_rows(f.type, m, n, copy.data(), end_of_memory(y.size()), values.data(), tolerance);
+    }
+    return is_ok;
+}
+
+// The largest sums there are: what overflows does so here.
+static bool check_extremes(const format & f) {
+    const int64_t        m = 13, n_blocks = 3, n = n_blocks * ggml_blck_size(f.type);
+    const ggml_type      y_type = ggml_get_type_traits_cpu(f.type)->vec_dot_type;
+    std::mt19937         random(f.type);
+    std::vector<uint8_t> y(N_PRODUCT_COLS * ggml_row_size(y_type, n)), w(m * ggml_row_size(f.type, n));
+    bool                 is_ok = true;
+    for (int code : {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0}) {
+        for (int extreme : {127, -127}) {
+            fill_weights(f, w.data(), m * n_blocks, random, code);
+            const std::vector<float> values = fill_activations(y_type, y.data(), N_PRODUCT_COLS * n, random, extreme);
+            const double tolerance = y_type == GGML_TYPE_Q8_1 ? 2e-3 : 2e-6;
+            is_ok = is_ok && check_rows(f.type, m, n, w.data(), y.data(), values.data(), tolerance);
+        }
     }
     return is_ok;
 }
@@ -354,6 +381,7 @@ static void check_all(report_function report) {
                 report(check_format(f, m, n_blocks), name + ", " + std::to_string(m) + " rows of " + std::to_string(n_blocks) + " blocks");
             }
         }
+        report(check_extremes(f), name + ", the largest sums");
         if (ggml_blck_size(f.type) == 32) {
             report(check_format(f, 5, 183), name + ", long rows");
         }

@@ -65,6 +65,9 @@ foreach(source IN LISTS PW_LIBC_SOURCES)
         set_source_files_properties(${ZIG_LIBC}/${source} PROPERTIES COMPILE_OPTIONS "-include;${SYSROOT}/forced/musl_futex.h")
     endif()
 endforeach()
+# Files are read in larger pieces: each is a call of the host.
+set_source_files_properties(${ZIG_LIBC}/wasi/libc-top-half/musl/src/stdio/__fdopen.c PROPERTIES
+    COMPILE_OPTIONS "-include;${SYSROOT}/forced/musl_stdio.h")
 
 # --- ours -----------------------------------------------------------------------------------------------------------
 set(PW_RUNTIME_SOURCES stop.c wait.c thread.c thread_start.s cond.c heap.c memory.c mmap.c process.c nodl.c strtol.c)
