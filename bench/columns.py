@@ -1,6 +1,7 @@
 """What is measured side by side: the sandboxed engine, native llama.cpp, and the module with upstream's kernels.
 
-A column is an engine with a type of KV cache, written ``ours`` or ``native:q8_0``.
+A column is an engine with a type of KV cache, written ``ours`` or ``native:q8_0``, and for ours with or without BLAS:
+``ours:blas=off``, ``ours:q8_0,blas=off``.
 """
 
 from __future__ import annotations
@@ -28,25 +29,48 @@ upstream's kernels for wasm."""
 Command = Callable[[str, Path, measure.Workload], list[str]]
 
 
+_BLAS = {"blas=on": True, "blas=off": False}
+
+
 @dataclass(frozen=True)
 class Column:
-    """An engine and the type of its KV cache."""
+    """An engine, the type of its KV cache, and whether it uses BLAS."""
 
     engine: str
     cache_type: str = "f16"
+    blas: bool | None = None
+    """``ModelParams.blas`` of ours; native's is built with it or without."""
 
     @classmethod
     def parse(cls, text: str) -> Column:
-        """Read ``ENGINE`` or ``ENGINE:TYPE``; raises ``ValueError`` for an unknown engine."""
-        engine, _, cache_type = text.partition(":")
+        """Read ``ENGINE`` or ``ENGINE:OPTION,...``, an option being a type or ``blas=off``.
+
+        Raises ``ValueError`` for an unknown engine and for BLAS where there is none to switch.
+        """
+        engine, _, options = text.partition(":")
         if engine not in ENGINES:
             raise ValueError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
-        measure.Workload(cache_type=cache_type or "f16")  # refuses an unknown type
-        return cls(engine, cache_type or "f16")
+        cache_type, blas = "f16", None
+        for option in filter(None, options.split(",")):
+            if option in _BLAS:
+                blas = _BLAS[option]
+            else:
+                measure.Workload(cache_type=option)  # refuses an unknown type
+                cache_type = option
+        if blas is not None and engine.startswith("native"):
+            raise ValueError(f"{text!r}: native is built with BLAS (native-blas) or without (native)")
+        return cls(engine, cache_type, blas)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its engine as it is by default."""
+        return self.cache_type == "f16" and self.blas is None
 
     def __str__(self) -> str:
         """Return what ``parse`` reads."""
-        return self.engine if self.cache_type == "f16" else f"{self.engine}:{self.cache_type}"
+        options = [self.cache_type] if self.cache_type != "f16" else []
+        options += [name for name, value in _BLAS.items() if value is self.blas]
+        return self.engine + (":" + ",".join(options) if options else "")
 
 
 def prepare(engine: str) -> Command:

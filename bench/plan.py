@@ -17,7 +17,7 @@ DEMO = "SmolLM2-135M-Q4_1"
 MINILM = "MiniLM-L6-F16"
 ALL = (DEMO, *(name for name in shapes.names() if not name.startswith("tiny")))
 TASKS = ("speed", "start", "memory", "embedding", "compile")
-COLUMNS = ("ours", "native", "native-blas", "stock", "native:q8_0", "native:f32")
+COLUMNS = ("ours", "native", "native-blas", "stock", "ours:blas=off", "native:q8_0", "native:f32")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Plan:
         else:
             model = self.models[0]
         for column in self.columns:
-            if column.cache_type != "f16" or (task == "compile" and not column.engine.startswith(("ours", "stock"))):
+            if not column.is_plain or (task == "compile" and not column.engine.startswith(("ours", "stock"))):
                 continue
             for n_threads in self.threads if task == "embedding" else self.threads[-1:]:
                 case = Case(number, task, model, column, self._with(n_threads, column))
@@ -97,7 +97,7 @@ class Plan:
                     yield replace(case, is_cold=True)
 
     def _with(self, n_threads: int, column: Column) -> measure.Workload:
-        return replace(self.workload, n_threads=n_threads, cache_type=column.cache_type)
+        return replace(self.workload, n_threads=n_threads, cache_type=column.cache_type, blas=column.blas)
 
 
 def quick(plan: Plan) -> Plan:

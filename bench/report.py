@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from columns import Column
+
 from pyllama_wasm import measure
 
 Result = dict[str, Any]
@@ -32,10 +34,12 @@ class Numbers:
         """Sort the samples of ``result``."""
         self.result = result
         self._values: dict[Key, dict[str, list[float]]] = {}
+        self._rounds: dict[Key, dict[str, dict[int, float]]] = {}
         for sample in result["samples"]:
             key = (sample["task"], sample["model"], sample["column"], sample["n_threads"])
             for figure, value in sample.get("figures", {}).items():
                 self._values.setdefault(key, {}).setdefault(figure, []).append(value)
+                self._rounds.setdefault(key, {}).setdefault(figure, {})[sample["round"]] = value
 
     def keys(self, task: str) -> list[Key]:
         """Return what was measured of a task, in the order of the run."""
@@ -58,6 +62,14 @@ class Numbers:
         known = [value for value in theirs if value]
         return mine / max(known) if mine and known else None
 
+    def ratios(self, key: Key, figure: str, other: str) -> measure.Spread | None:
+        """Return the spread of how many times as fast the column of ``key`` was as ``other`` in the same round."""
+        task, model, _, n_threads = key
+        mine = self._rounds.get(key, {}).get(figure, {})
+        theirs = self._rounds.get((task, model, other, n_threads), {}).get(figure, {})
+        found = [value / theirs[i] for i, value in mine.items() if theirs.get(i)]
+        return measure.Spread.of(found) if found else None
+
     def share(self, key: Key, figure: str) -> float | None:
         """Return which part of the machine's limit a median is."""
         _, model, column, n_threads = key
@@ -65,7 +77,7 @@ class Numbers:
         cost = dict(self.result["costs"].get(model, {}))
         if not limits or not cost or value is None:
             return None
-        cache_type = column.partition(":")[2] or "f16"
+        cache_type = Column.parse(column).cache_type
         cost["kv_bytes_per_token"] *= CACHE_BYTES.get(cache_type, 2.0) / CACHE_BYTES["f16"]
         ops = limits.get("f32_ops_per_s", limits["sgemm_ops_per_s"])
         if not model.endswith(("F16", "F32", "BF16")):
@@ -105,8 +117,10 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def column_name(column: str) -> str:
     """Return the words for a column."""
-    engine, _, cache_type = column.partition(":")
-    return ENGINE_NAMES.get(engine, engine) + (f", {cache_type} cache" if cache_type else "")
+    found = Column.parse(column)
+    cache = f", {found.cache_type} cache" if found.cache_type != "f16" else ""
+    blas = {None: "", True: ", with BLAS", False: ", without BLAS"}[found.blas]
+    return ENGINE_NAMES[found.engine] + cache + blas
 
 
 def threads_name(n_threads: int) -> str:
@@ -131,32 +145,62 @@ def figure_name(figure: str) -> str:
 
 
 def ratios(numbers: Numbers) -> list[str]:
-    """Return the table of ours against native: one row for each model and number of threads."""
-    keys = [key for key in numbers.keys("speed") if key[2] == "ours"]
+    """Return the tables of ours against native: one row for each model and number of threads."""
+    natives = [c for c in dict.fromkeys(key[2] for key in numbers.keys("speed")) if Column.parse(c).engine == "native"]
+    lines: list[str] = []
+    for column in dict.fromkeys(key[2] for key in numbers.keys("speed")):
+        found = Column.parse(column)
+        if found.engine != "ours":
+            continue
+        same = str(Column("native", found.cache_type))
+        keys = [key for key in numbers.keys("speed") if key[2] == column]
+        if same in natives:
+            lines += [f"## {'Ours' if found.is_plain else column_name(column)} to native", ""]
+            lines += _ratio_table(numbers, keys, same, natives)
+    return lines
+
+
+def _ratio_table(numbers: Numbers, keys: list[Key], same: str, natives: list[str]) -> list[str]:
+    """Return the table of one column against ``same``, what it sums up to, and how it varied between rounds."""
     figures = [name for name in _figures(numbers, keys) if not name.endswith("_s")]
-    natives = {key[2] for key in numbers.keys("speed") if key[2].partition(":")[0] == "native"}
-    if not keys or not natives:
-        return []
-    lines = ["## Ours to native", ""]
-    lines += [
-        "Times as fast as native with the same cache; in brackets, as native with the cache that suits it best.",
-        "",
-    ]
-    rows, same, best = [], {name: [] for name in figures}, {name: [] for name in figures}  # type: ignore[var-annotated]
+    has_best = len(natives) > 1
+    cells = {key: {name: numbers.ratio(key, name, [same]) for name in figures} for key in keys}
+    best = {key: {name: numbers.ratio(key, name, natives) for name in figures} for key in keys}
+    rows = []
     for key in keys:
-        row = [key[1], str(key[3])]
-        for name in figures:
-            to_same, to_best = numbers.ratio(key, name, ["native"]), numbers.ratio(key, name, natives)
-            row.append(number(to_same) + (f" ({number(to_best)})" if len(natives) > 1 else ""))
-            same[name] += [to_same] if to_same else []
-            best[name] += [to_best] if to_best else []
-        rows.append(row)
-    means = [(number(geometric_mean(same[name])), number(geometric_mean(best[name]))) for name in figures]
-    rows.append(["**geometric mean**", "", *(one + (f" ({two})" if len(natives) > 1 else "") for one, two in means)])
-    lines += table(["model", "threads", *(figure_name(name).partition(",")[0] for name in figures)], rows)
-    low = [f"{k[1]} on {threads_name(k[3])}, {figure_name(f).partition(',')[0]}" for k in keys for f in figures
-           if (numbers.ratio(k, f, ["native"]) or 1.0) < CELL_TARGET]  # fmt: skip
-    return [*lines, *([f"Below {CELL_TARGET}: {'; '.join(low)}.", ""] if low else [])]
+        second = {name: f" ({number(best[key][name])})" if has_best else "" for name in figures}
+        rows.append([key[1], str(key[3]), *(number(cells[key][name]) + second[name] for name in figures)])
+    threads = sorted({key[3] for key in keys})
+    for title, wanted in (*((str(n), {n}) for n in threads), *([("all", set(threads))] if len(threads) > 1 else [])):
+        known = [_known(cells, name, wanted) for name in figures]
+        low = [sum(value < CELL_TARGET for value in column) for column in known]
+        means = [number(geometric_mean(column)) for column in known]
+        if has_best:
+            seconds = (number(geometric_mean(_known(best, name, wanted))) for name in figures)
+            means = [f"{mean} ({second})" for mean, second in zip(means, seconds, strict=True)]
+        rows.append(["**geometric mean**", title, *means])
+        rows.append([f"**below {CELL_TARGET}**: {sum(low)} of {sum(map(len, known))}", title, *map(str, low)])
+    words = "Times as fast as native with the same cache"
+    words += "; in brackets, as native with the cache that suits it best." if has_best else "."
+    head = ["model", "threads", *(figure_name(name).partition(",")[0] for name in figures)]
+    lines = [words, "", *table(head, rows)]
+    low_cells = [
+        f"{key[1]} on {threads_name(key[3])}, {title}"
+        for key in keys
+        for name, title in zip(figures, head[2:], strict=True)
+        if (cells[key][name] or 1.0) < CELL_TARGET
+    ]
+    lines += [f"Below {CELL_TARGET}: {'; '.join(low_cells)}.", ""] if low_cells else []
+    spreads = {key: {name: numbers.ratios(key, name, same) for name in figures} for key in keys}
+    if any(spread and spread.n > 1 for row in spreads.values() for spread in row.values()):
+        lines += ["The same by rounds, each its own quotient: the median, the smallest and the largest.", ""]
+        lines += table(head, [[k[1], str(k[3]), *(cell(spreads[k][name]) for name in figures)] for k in keys])
+    return lines
+
+
+def _known(cells: dict[Key, dict[str, float | None]], figure: str, threads: set[int]) -> list[float]:
+    """Return what there is of a figure on these numbers of threads."""
+    return [value for key, row in cells.items() if key[3] in threads and (value := row[figure])]
 
 
 def _figures(numbers: Numbers, keys: list[Key]) -> list[str]:

@@ -8,6 +8,7 @@ Rounds are interleaved, every measurement is a fresh process, and the report giv
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -79,30 +80,48 @@ def measure_case(case: plan.Case, command: columns.Command) -> measure.Figures:
 
 
 def measure_all(wanted: plan.Plan, commands: dict[str, columns.Command], minutes: float) -> list[dict[str, Any]]:
-    """Measure every case, round after round, until all is done or the time is used up; a failed case is recorded."""
+    """Measure every case, round after round, until all is done; a failed case is recorded.
+
+    Rounds are whole, so that every model is measured as often as any other: the first is done in any case, and a
+    further one begins only if by what its measurements took before it will end within ``minutes``.
+    """
     samples: list[dict[str, Any]] = []
     cases = [case for case in wanted.cases() if case.column.engine in commands]
-    ends = time.monotonic() + 60 * minutes
-    for i, case in enumerate(cases):
-        if time.monotonic() > ends:
-            print(f"time is up: {len(cases) - i} measurements are left out", file=sys.stderr)
+    took: dict[plan.Case, float] = {}
+    began = time.monotonic()
+    for number, group in itertools.groupby(cases, key=lambda case: case.round):
+        turn = list(group)
+        needed = sum(took.get(replace(case, round=0), 0.0) for case in turn)
+        passed = time.monotonic() - began
+        if number > 1 and passed + needed > 60 * minutes:
+            print(f"time is up: round {number} would take {needed / 60:.1f} minutes", file=sys.stderr)
             break
-        name = f"{case.task}, {case.model}, {case.column}, {case.workload.n_threads} threads"
-        sample: dict[str, Any] = {
-            "round": case.round,
-            "task": f"{case.task}, cold" if case.is_cold else case.task,
-            "model": case.model,
-            "column": str(case.column),
-            "n_threads": case.workload.n_threads,
-        }
-        try:
-            sample["figures"] = measure_case(case, commands[case.column.engine])
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in sample["figures"].items())
-        except pw.PyllamaError as error:
-            sample["error"] = shown = str(error)
-        samples.append(sample)
-        print(f"[{i + 1}/{len(cases)}] round {case.round}: {name}: {shown}", file=sys.stderr, flush=True)
+        for case in turn:
+            began_case = time.monotonic()
+            sample, shown = measure_sample(case, commands[case.column.engine])
+            took[replace(case, round=0)] = time.monotonic() - began_case
+            samples.append(sample)
+            name = f"{case.task}, {case.model}, {case.column}, {case.workload.n_threads} threads"
+            place = f"[{len(samples)}/{len(cases)}] round {number}"
+            print(f"{place}: {name}: {shown}", file=sys.stderr, flush=True)
     return samples
+
+
+def measure_sample(case: plan.Case, command: columns.Command) -> tuple[dict[str, Any], str]:
+    """Measure a case; return what is kept of it, and words for the person who waits."""
+    sample: dict[str, Any] = {
+        "round": case.round,
+        "task": f"{case.task}, cold" if case.is_cold else case.task,
+        "model": case.model,
+        "column": str(case.column),
+        "n_threads": case.workload.n_threads,
+    }
+    try:
+        sample["figures"] = measure_case(case, command)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in sample["figures"].items())
+    except pw.PyllamaError as error:
+        sample["error"] = shown = str(error)
+    return sample, shown
 
 
 def warm_up(wanted: plan.Plan, commands: dict[str, columns.Command]) -> None:
@@ -130,7 +149,9 @@ def options() -> argparse.Namespace:
         epilog=f"models: {', '.join(plan.ALL)}, tiny-*; columns: {', '.join(plan.COLUMNS)}",
     )
     parser.add_argument("--models", nargs="+", metavar="PATTERN", help="names, patterns or GGUF files (all)")
-    parser.add_argument("--columns", nargs="+", metavar="ENGINE[:CACHE]", help="engines and cache types (all)")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="ENGINE[:OPTIONS]", help="engines, with cache types and blas=off (all)"
+    )
     parser.add_argument(
         "--tasks", nargs="*", choices=plan.TASKS, default=list(plan.TASKS), help="what to measure (all)"
     )
@@ -139,7 +160,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--depths", type=int, nargs="+", default=[0, 1024], metavar="TOKENS")
     parser.add_argument("--decode", type=int, default=64, metavar="TOKENS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin no measurement after this time")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no further round that would end later")
     parser.add_argument("--quick", action="store_true", help="a selection over all columns: about twenty minutes")
     parser.add_argument("--name", default="latest", help="name of the result files")
     return parser.parse_args()
@@ -177,7 +198,8 @@ def main() -> int:
     warm_up(wanted, commands)
     began = time.monotonic()
     samples = measure_all(wanted, commands, given.minutes)
-    facts["measured for"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
+    rounds = max((sample["round"] for sample in samples), default=0)
+    facts["measured for"] = f"{(time.monotonic() - began) / 60:.1f} minutes, {rounds} rounds"
     result = {"facts": facts, "limits": limits, "costs": costs(samples), "samples": samples}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -5,14 +5,17 @@ Every default is read from the package's parameter classes; none is written here
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from pyllama_wasm import ContextParams, Limits, SamplingParams
 
@@ -98,6 +101,10 @@ class ModelOptions:
             show_default="no limit; with --untrusted 60",
         ),
     ] = None
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Answer the same on every machine and each time, half as fast."),
+    ] = False
     isolation: Isolated = IsolationMode.none
 
     def limits(self) -> Limits:
@@ -140,7 +147,10 @@ class GenerationOptions:
     min_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop tokens below this share of the likeliest one's probability.")
     ] = _SAMPLING.min_p
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the random choice.", show_default="a new one")] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the random choice.", show_default="a new one; with --deterministic 0"),
+    ] = None
     stop: Annotated[list[str], typer.Option(help="End at this text (repeatable).", show_default=False)] = field(
         default_factory=list
     )
@@ -175,7 +185,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
             groups[parameter.name] = hint
             parameters += _field_parameters(hint)
         else:
-            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=_tidy(hint), kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> T:
@@ -193,10 +203,28 @@ def _field_parameters(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=hints[option.name]
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=_tidy(hints[option.name])
         )
         for option in fields(group)
     ]
+
+
+_METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", list[int]: "N", list[str]: "TEXT"}
+
+
+def _tidy(hint: Any) -> Any:
+    """Return the hint of an option with a short word for its value, and none for a flag.
+
+    Typer's own words are Python's, ``<int range>`` and ``<bool>``: at 80 columns they take the place of the help.
+    """
+    base, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    kinds = [kind for kind in get_args(base) if kind is not type(None)]
+    kind = kinds[0] if get_origin(base) in (Union, UnionType) and len(kinds) == 1 else base
+    if kind not in _METAVARS or not extras or not isinstance(extras[0], OptionInfo) or extras[0].metavar is not None:
+        return hint
+    option = copy.copy(extras[0])
+    option.metavar = _METAVARS[kind]
+    return Annotated[base, option]
 
 
 def _default(option: Field[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -20,7 +21,8 @@ STDIN = "-"
 def open_model(options: ModelOptions, params: ModelParams | None = None) -> Iterator[Model]:
     """Yield the model, loaded; close it at the end."""
     path = model_path(options.model)
-    with _loading_bar(path.name) as progress:
+    params = replace(params or ModelParams(), deterministic=options.deterministic)
+    with _loading_bar(path.name, options.deterministic) as progress:
         model = Model(
             path,
             progress=progress,
@@ -41,7 +43,7 @@ def model_path(model: str | None) -> Path:
 
 
 @contextmanager
-def _loading_bar(name: str) -> Iterator[Callable[[float], None] | None]:
+def _loading_bar(name: str, deterministic: bool) -> Iterator[Callable[[float], None] | None]:
     """Yield a function that takes the loaded fraction and moves a bar, or None where nobody sees a bar."""
     console = errors()
     if not console.is_terminal:
@@ -51,7 +53,7 @@ def _loading_bar(name: str) -> Iterator[Callable[[float], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         # No fraction is known while the module is compiled, which happens once per machine: the bar only pulses.
         task = bar.add_task("preparing the sandbox", total=None)
-        runtime.prepare(lambda stage: bar.update(task, description=stage))
+        runtime.prepare(lambda stage: bar.update(task, description=stage), deterministic=deterministic)
 
         def move(fraction: float) -> None:
             bar.update(task, description=f"loading {escape_controls(name)}", total=1.0, completed=fraction)

@@ -67,7 +67,7 @@ class BenchOptions:
         return [replace(sizes, n_threads=n) for n in sorted(set(self.threads))]
 
 
-File = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the demo model")]
+File = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the demo model")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every single value.")]
 
 
@@ -75,8 +75,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every sin
 def bench(options: BenchOptions, model: File = None, as_json: AsJson = False) -> None:
     """Measure how fast MODEL is: prefill, decode, loading and memory.
 
-    Each measurement is a process of its own; rounds alternate between the engines. Medians are shown, with the
-    smallest and the largest value.
+    Each measurement is a process of its own; rounds alternate between the
+    engines. Medians are shown, with the smallest and the largest value.
     """
     path = model_path(model)
     measured = Measurement(path, options)

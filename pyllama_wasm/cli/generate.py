@@ -10,7 +10,9 @@ from pyllama_wasm.cli._answer import show_answer
 from pyllama_wasm.cli._options import GenerationOptions, ModelOptions, with_options
 from pyllama_wasm.cli._session import open_model, read_text
 
-Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.", show_default=False)]
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.", show_default=False)
+]
 System = Annotated[
     str | None, typer.Option("--system", "-s", help="System message before the conversation.", show_default=False)
 ]

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from pyllama_wasm import LLAMA_CPP_BUILD, Model, ModelFileError, __version__, demo_model, runtime
-from pyllama_wasm.cli._options import Isolated, IsolationMode
+from pyllama_wasm.cli._options import Isolated, IsolationMode, with_options
 from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import cells, show, size, table
 
@@ -20,6 +20,7 @@ SandboxOf = Annotated[
 ]
 
 
+@with_options
 def info(as_json: AsJson = False, sandbox: SandboxOf = None, isolation: Isolated = IsolationMode.none) -> None:
     """Show versions, the module, the cache of compiled code and the processor."""
     facts = gather()

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pyllama_wasm import MemoryEstimate, estimate_memory
-from pyllama_wasm.cli._options import MODEL_HELP
+from pyllama_wasm.cli._options import MODEL_HELP, with_options
 from pyllama_wasm.cli._session import model_path
 from pyllama_wasm.cli._terminal import cells, count, escape_controls, show, size, table
 from pyllama_wasm.gguf import GGUFArray, GGUFReader, GGUFTensor, GGUFValue
@@ -33,6 +33,7 @@ NCtx = Annotated[
 ]
 
 
+@with_options
 def inspect(model: File = None, as_json: AsJson = False, tensors: Tensors = True, n_ctx: NCtx = None) -> None:
     """Show a model file's metadata and tensors. Nothing is executed, and no weight is read."""
     path = model_path(model)

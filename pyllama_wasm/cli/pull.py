@@ -10,6 +10,7 @@ import typer
 
 from pyllama_wasm import list_models
 from pyllama_wasm import pull as fetch
+from pyllama_wasm.cli._options import with_options
 from pyllama_wasm.cli._terminal import cells, note, show, size, table
 
 Reference = Annotated[
@@ -29,11 +30,13 @@ Force = Annotated[bool, typer.Option("--force", help="Fetch again what is there.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@with_options
 def pull(model: Reference, file: File = None, revision: Revision = None, force: Force = False) -> None:
     """Fetch MODEL into the cache and print the path of its file, of a split model of the first one."""
     typer.echo(str(fetch(model, filename=file, revision=revision, force=force)))
 
 
+@with_options
 def list_cached(as_json: AsJson = False) -> None:
     """List the models in the cache."""
     models = list_models()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import columns
     import plan
     import report
+    import run
     import shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def _scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Import the scripts of bench/ as they import each other."""
     monkeypatch.syspath_prepend(ROOT / "bench")
-    for name in ("columns", "plan", "report", "shapes"):
+    for name in ("columns", "plan", "report", "run", "shapes"):
         globals()[name] = __import__(name)
     yield
-    for name in ("columns", "plan", "report", "shapes"):
+    for name in ("columns", "plan", "report", "run", "shapes"):
         sys.modules.pop(name, None)
 
 
@@ -75,6 +77,50 @@ def test_a_column_is_read_back_and_a_wrong_one_refused() -> None:
         columns.Column.parse("ours:q9_9")
 
 
+def test_blas_is_an_option_of_our_columns() -> None:
+    column = columns.Column.parse("ours:q8_0,blas=off")
+    assert column == columns.Column("ours", "q8_0", False) and str(column) == "ours:q8_0,blas=off"
+    assert str(columns.Column.parse("ours:blas=on")) == "ours:blas=on" and not column.is_plain
+    (case, *_) = plan.Plan(models=("tiny-F16",), columns=(column,), tasks=("speed",)).cases()
+    assert case.workload.blas is False and case.workload.cache_type == "q8_0"
+    with pytest.raises(ValueError, match="native is built with BLAS"):
+        columns.Column.parse("native:blas=off")
+
+
+def test_without_blas_is_a_table_of_its_own_and_quotients_are_spread_over_rounds() -> None:
+    samples = [
+        sample("A-Q4_0", column, value) | {"round": number}
+        for number, column, value in (
+            (1, "ours", 100), (1, "ours:blas=off", 50), (1, "native", 200),
+            (2, "ours", 300), (2, "ours:blas=off", 60), (2, "native", 100),
+        )
+    ]  # fmt: skip
+    text = "\n".join(report.ratios(report.Numbers(result(*samples))))
+    ours, without = text.split("## pyllama_wasm, without BLAS to native")
+    assert "| A-Q4_0 | 1 | 1.33 | 1.33 |" in ours and "| A-Q4_0 | 1 | 1.75 (0.5 to 3) |" in ours
+    assert "| A-Q4_0 | 1 | 0.367 | 0.367 |" in without and "| A-Q4_0 | 1 | 0.425 (0.25 to 0.6) |" in without
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(0.0, 1), (2.9, 1), (3.1, 2), (100.0, 3)])
+def test_a_limit_of_time_leaves_out_whole_rounds(
+    minutes: float, rounds: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+
+    def measured(case: Any, command: Any) -> dict[str, float]:
+        now[0] += 30.0
+        return {"prefill_10": 1.0}
+
+    monkeypatch.setattr(run, "measure_case", measured)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    wanted = plan.Plan(
+        models=("A", "B", "C"), columns=(columns.Column("ours"),), threads=(1,), tasks=("speed",), rounds=3
+    )
+    samples = run.measure_all(wanted, {"ours": lambda *_: []}, minutes)
+    assert [(s["round"], s["model"]) for s in samples] == [(n, m) for n in range(1, rounds + 1) for m in "ABC"]
+    assert ("time is up" in capsys.readouterr().err) == (rounds < 3)
+
+
 def test_models_are_named_by_patterns() -> None:
     assert plan.matching(["Qwen*Q4_0", "tiny-F16", "tiny-*"])[:2] == ("Qwen2.5-0.5B-Q4_0", "tiny-F16")
     assert len(set(plan.matching(["tiny-*", "tiny-F16"]))) == len(plan.matching(["tiny-*", "tiny-F16"]))
@@ -95,7 +141,8 @@ def test_ratios_are_of_medians_to_the_same_cache_and_to_the_best() -> None:
     assert numbers.ratio(key, "prefill_10", ["native", "native:f32"]) == 0.25
     assert numbers.ratio(key, "prefill_10", ["stock"]) is None
     text = "\n".join(report.ratios(numbers))
-    assert "| A-Q4_0 | 1 | 0.5 (0.25) | 0.5 (0.25) |" in text and "| **geometric mean** |  | 1 (0.707) |" in text
+    assert "| A-Q4_0 | 1 | 0.5 (0.25) | 0.5 (0.25) |" in text and "| **geometric mean** | 1 | 1 (0.707) |" in text
+    assert "| **below 0.7**: 2 of 4 | 1 | 1 | 1 |" in text
     assert "Below 0.7: A-Q4_0 on 1 thread, prefill 10; A-Q4_0 on 1 thread, decode at 0." in text
 
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pyllama_wasm as pw
-from pyllama_wasm.cli import _session, _terminal, app
+from pyllama_wasm.cli import _app, _session, _terminal, app
 
 RUNNER = CliRunner()
 HOSTILE = "\x1b]0;owned\x07 [red]bold[/red] \u202eevil"
@@ -180,6 +180,35 @@ def test_an_interrupt_exits_130_without_a_traceback(model: type[FakeModel]) -> N
     result = RUNNER.invoke(app, ["run", "-m", "x.gguf", "Hi"])
     assert (result.exit_code, result.stdout, result.stderr) == (130, "Pa\n", "")
     assert model.calls[-1][0] == "close"
+
+
+def test_an_interrupt_before_a_command_has_begun_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_app, "app", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        _app.main()
+
+
+@pytest.mark.parametrize("command", ["run", "complete", "tokenize"])
+def test_deterministic_reaches_the_model(model: type[FakeModel], command: str) -> None:
+    for arguments, expected in (([], False), (["--deterministic"], True)):
+        RUNNER.invoke(app, [command, "-m", "x.gguf", *arguments, "Hi"])
+        _, _, options = next(call for call in reversed(model.calls) if call[0] == "open")
+        assert options["params"].deterministic is expected
+        assert options["params"].vocab_only is (command == "tokenize")
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "embed", "quantize", "bench", "info", "list", "pull", "inspect"])
+def test_help_has_short_words_for_values_and_fits_80_columns(command: str) -> None:
+    result = RUNNER.invoke(app, [command, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert max(map(len, lines)) <= 80
+    options = [line for line in lines if "--" in line and "--help" not in line]
+    assert options
+    assert [line for line in options if "<bool>" in line or "<int" in line or "<float" in line or "<list" in line] == []
 
 
 def test_a_missing_demo_model_is_named_with_the_line_that_installs_it(
