@@ -10,6 +10,9 @@ from contextvars import ContextVar
 __all__ = ["CancelScope", "current_scope"]
 
 
+_MANY = 64  # so many are kept before it is looked which of them are over
+
+
 class CancelScope:
     """The calls that one thread makes for somebody who may lose interest."""
 
@@ -19,12 +22,19 @@ class CancelScope:
         """Whoever waits for a call of the scope looks at it. To set it needs no lock, so it is safe at any moment."""
 
         self._lock = threading.Lock()
-        self._ends: list[Callable[[], object]] = []
+        self._ends: list[tuple[Callable[[], object], Callable[[], bool]]] = []
+        self._n_many = _MANY
 
-    def add(self, end: Callable[[], object]) -> None:
-        """Have ``end`` called, in any thread, when the scope is cancelled, or at once if it has been."""
+    def add(self, end: Callable[[], object], is_over: Callable[[], bool] = lambda: False) -> None:
+        """Have ``end`` called, in any thread, when the scope is cancelled, or at once if it has been.
+
+        ``is_over`` says when there is nothing to end any more: it may then be forgotten.
+        """
         with self._lock:
-            self._ends.append(end)
+            if len(self._ends) >= self._n_many:
+                self._ends = [entry for entry in self._ends if not entry[1]()]
+                self._n_many = 2 * len(self._ends) + _MANY
+            self._ends.append((end, is_over))
         if self.is_cancelled:
             end()
 
@@ -33,7 +43,7 @@ class CancelScope:
         self.is_cancelled = True
         with self._lock:
             ends, self._ends = self._ends, []
-        for end in ends:
+        for end, _ in ends:
             end()
 
     @contextmanager

@@ -14,7 +14,8 @@ from ..generate import TextStream
 from ..structured import ResponseFormat
 from ..tools import choose_tools
 from ..types import ChatCompletion, Completion
-from .connection import Call
+from .call import Call
+from .results import Expected, message_bytes
 from .stream import RemoteGeneration
 from .values import items
 from .wire import Value, WireError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from .remote import RemoteCalls
 
 __all__ = ["RemoteChat", "asked_options", "next_piece"]
+
+_MOST_DELTAS = 1 << 12
+"""Of a piece: a few for each call of a tool that an answer may have, and they seldom come together."""
 
 _PLAIN = ("template", "template_kwargs", "parallel_tool_calls", "reasoning", "reasoning_budget_message", "prefill")
 
@@ -65,25 +69,30 @@ class RemoteChat(RemoteGeneration):
         self,
         model: RemoteCalls,
         call: Call,
-        kind: type[Completion],
-        max_tokens: int | None,
+        expected: Expected,
         reader: Callable[[str], Any] | None,
     ) -> None:
         """Take over a call that the process has accepted."""
-        super().__init__(model, call, kind, max_tokens)
+        super().__init__(model, call, expected)
         self._reader, self._message = reader, MessageReader()
         self.unread_deltas: deque[dict[str, Any]] = deque()
 
-    def _took_deltas(self, values: Value) -> None:
-        for value in items(values):
+    def _took_deltas(self, values: Value, piece: str) -> None:
+        sent = items(values)
+        if len(sent) > _MOST_DELTAS:
+            raise WireError("it sent more than it was asked for")
+        contents = []
+        for value in sent:
             try:
                 delta = self._message.checked(value)
             except SandboxError as error:
                 raise WireError(error.reason) from error
-            if self._bytes_left is not None and "content" not in delta:
-                self._bytes_left -= len(str(delta))
-            self._message.take(delta)
+            if "content" not in delta:  # which is the piece, and counted with it
+                self._count(message_bytes(delta))
+            contents.append(self._message.take(delta))
             self.unread_deltas.append(delta)
+        if "".join(contents) != piece:
+            raise WireError("it sent another text than what its parts are together")
 
     def completion(self) -> Completion:
         """Return what was generated as far as it was read."""

@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable
 from traceback import format_exception_only
 
+from ..adapter import LoraAdapter
 from ..deadline import Deadline, within
-from ..errors import CancelledError, DeadlineError, OutputLimitError
+from ..draft_model import DraftModel
+from ..errors import CancelledError, DeadlineError, HostError, OutputLimitError, PyllamaError
 from ..host import Engine
 from ..host.blas import uses_blas
 from ..host.confine import confine, die_with_parent, n_threads
 from ..host.module import keep_module
+from .handover import FileReceiver
 from .logs import LogSender
 from .serve import HANDLERS, Served
 from .values import error_to_wire
@@ -77,8 +80,9 @@ class Job:
 class Server:
     """Answers the program's requests, each on a thread of its own."""
 
-    def __init__(self, source: int, target: int) -> None:
-        """Read from one descriptor, write to the other."""
+    def __init__(self, source: int, target: int, files: FileReceiver) -> None:
+        """Read from one descriptor, write to the other, take files."""
+        self._files = files
         self._reader = io.BufferedReader(io.FileIO(source), _BUFFER_BYTES)
         self._target = target
         self._lock = threading.Lock()
@@ -117,11 +121,24 @@ class Server:
                 job_or_none.grant(request["n"])
             elif job_or_none is not None:
                 job_or_none.end(is_cancelled=False)
+        elif do == "forget":
+            self.served.forget(request["number"])
+        elif do == "close":
+            if (held := self.served.forget(request["number"])) is not None:
+                threading.Thread(target=_close, args=(held,), daemon=True).start()
         else:
-            job = self._jobs[request["id"]] = Job(self, request)
+            job, arguments = Job(self, request), request["args"]
+            if "files" in request:  # they come in the order of the requests, and so does this
+                try:
+                    arguments["files"] = self._files.take(request["files"])
+                except (OSError, WireError) as error:
+                    failure = HostError("take files", str(error))
+                    job.send("error", [error_to_wire(failure), self.served.is_dead])
+                    return
             if do == "load":
-                self.log.install(request["args"].pop("log_levels"))
-            threading.Thread(target=self._answer, args=(job, HANDLERS[do], request["args"]), daemon=True).start()
+                self.log.install(arguments.pop("log_levels"))
+            self._jobs[job.number] = job
+            threading.Thread(target=self._answer, args=(job, HANDLERS[do], arguments), daemon=True).start()
 
     def _answer(self, job: Job, handler: Callable[..., Value], arguments: dict[str, Value]) -> None:
         try:
@@ -137,16 +154,26 @@ class Server:
             job.send("error", [error_to_wire(error), self.served.is_dead])
 
 
-def main(deterministic: bool) -> None:
-    """Serve the program that has started this process, on its standard input and output, with that kind of code."""
+def _close(held: LoraAdapter | DraftModel) -> None:
+    """Free what the program has closed; nobody waits, and a sandbox that is dead has freed it."""
+    with contextlib.suppress(PyllamaError):
+        held.close()
+
+
+def main(deterministic: bool, files: int) -> None:
+    """Serve the program that has started this process, on its standard input and output, with that kind of code.
+
+    ``files`` is the descriptor by which it is given open files.
+    """
     source, target = _take_pipes()
+    receiver = FileReceiver(files)
     with contextlib.suppress(OSError):
         die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_module(deterministic)
     _warm_up(deterministic)
     _be_alone()
-    server = Server(source, target)
+    server = Server(source, target, receiver)
     server.write(pack({"id": 0, "result": confine()}, CHILD_LIMITS))
     server.run()
     os._exit(0)

@@ -7,12 +7,10 @@ is theirs on queues of their own.
 
 from __future__ import annotations
 
-import atexit
 import io
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,129 +24,55 @@ from typing import Any
 from .. import errors
 from .._cancel_scope import current_scope
 from ..deadline import Deadline, current_deadline
-from ..errors import CancelledError, ClosedError, DeadlineError, HostError, ProcessDiedError, RequestError, printable
-from ..host.watchdog import Watch, watchdog
+from ..errors import CancelledError, ClosedError, DeadlineError, HostError, ProcessDiedError, RequestError
+from ..host.watchdog import watchdog
+from .call import KINDS, Call, Reply
+from .ending import how, last_words, live
 from .launch import Process, launch
 from .logs import LogRelay
+from .outbox import Outbox
 from .values import error_from_wire, flag, integer, items, mapping
 from .wire import CHILD_LIMITS, PARENT_LIMITS, Value, WireError, pack, read_message
 
-__all__ = ["GRACE_S", "Call", "Connection"]
+__all__ = ["Connection"]
 
-GRACE_S = 1.0
-"""How long after its deadline a call may go on until its process is killed: it should have ended by itself by then."""
-
-_CANCEL_GRACE_S, _LOOK_AGAIN_S = 5.0, 0.25
+_LOOK_AGAIN_S = 0.25
 _WAIT_SLICE_S = 0.05 if sys.platform == "win32" else None  # on Windows Ctrl-C does not interrupt a wait
 _END_S, _EXIT_S = 5.0, 1.0
+_LOOK_FIRST_S, _LOOK_LAST_S = 0.0005, 0.05
+_ODD_BYTES = 1 << 20  # of replies to what was never asked
 _BUFFER_BYTES = 1 << 16
-_MAX_CALL_BYTES, _MAX_PIECE_BYTES = 1 << 30, 16 << 20
 _START_ID = 0
-_KINDS = frozenset({"result", "error", "made", "item", "piece", "progress"})
-
-Reply = tuple[str, Any]
-"""What came, and its value: one of ``_KINDS``, or ``died``."""
-
-
-class Call:
-    """One request: what the process owes for it, and what has come."""
-
-    def __init__(self, number: int, operation: str, n_items: int, is_stream: bool) -> None:
-        """Expect a result, before it ``n_items`` items at most, or the pieces of a stream as they are granted."""
-        self.number, self.operation = number, operation
-        self.deadline: Deadline | None = None
-        self.watch: Watch | None = None
-        self.cancelled_at: float | None = None
-        self.is_overdue = self.is_ended = self.has_progress = False
-        self.progress: Value = None
-        self.replies: SimpleQueue[Reply] = SimpleQueue()
-        self.ring: Callable[[], None] | None = None
-        """Called, once, in the reading thread, when a reply has come: for who waits in no thread."""
-        self._n_items_left, self._is_stream = n_items, is_stream
-        self._n_granted = self._n_pieces = self._n_bytes = 0
-        self._is_made = False
-        self._owed_since = time.monotonic()
-
-    def grant(self, n: int) -> None:
-        """Let a stream send so many more pieces."""
-        if not self.is_owed:
-            self._owed_since = time.monotonic()
-        self._n_granted += n
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether the process must send something, however long it takes."""
-        return not (self._is_stream and self._is_made) or self._n_granted > self._n_pieces
-
-    def take(self, kind: str, value: Value, n_bytes: int) -> None:
-        """Note what has come; on the reading thread. Raises ``WireError`` for what was not asked for."""
-        self._n_bytes += n_bytes
-        if self._n_bytes > _MAX_CALL_BYTES:
-            raise WireError("it sent more than a call may have")
-        is_odd = kind == "made" and (self._is_made or not self._is_stream)
-        if kind == "item":
-            self._n_items_left -= 1
-        elif kind == "piece":
-            is_odd = n_bytes > _MAX_PIECE_BYTES
-            self._n_pieces, self._n_bytes = self._n_pieces + 1, 0
-        elif kind == "made":
-            self._is_made = True
-        if is_odd or self._n_items_left < 0 or self._n_pieces > self._n_granted:
-            raise WireError("it sent more than it was asked for")
-        if kind == "progress":  # only the last one matters
-            self.progress, had_progress, self.has_progress = value, self.has_progress, True
-            if had_progress:
-                return
-        self.put((kind, value))
-
-    def put(self, reply: Reply) -> None:
-        """Hand a reply to who waits."""
-        self.replies.put(reply)
-        ring, self.ring = self.ring, None
-        if ring is not None:
-            with suppress(RuntimeError):  # its event loop is closed
-                ring()
-
-    def end(self) -> None:
-        """Expect nothing more."""
-        self.is_ended = True
-        if self.watch is not None:
-            self.watch.cancel()
-
-    @property
-    def kill_at(self) -> float | None:
-        """When the process is to be killed if it has not answered by then; ``None``: not for this."""
-        moments = []
-        if self.deadline is not None:
-            due_at = self.deadline.due_at + self.deadline.grace_s
-            moments.append(max(due_at, self._owed_since) + GRACE_S)
-        if self.cancelled_at is not None:
-            moments.append(max(self.cancelled_at, self._owed_since) + _CANCEL_GRACE_S)
-        return min(moments) if moments and self.is_owed else None
 
 
 class Connection:
     """One process, from its start to its end. Every method may be called from any thread."""
 
-    def __init__(self, files: Sequence[int], name: str, command: Sequence[str]) -> None:
-        """Start ``command``, the process of the model ``name``, with open files. Raises ``HostError``."""
-        self.name, self.files = name, list(files)
-        """The numbers of the files in the process, in order."""
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        """Start ``command``, the process of the model ``name``. Raises ``HostError``."""
+        self.name = name
         self.is_closed = False
         self.has_dead_sandbox = False
         """Whether it has said that its sandbox died; the process itself lives."""
 
         self._command = list(command)
         self._relay = LogRelay(name)
-        self._lock = threading.Lock()
         self._numbers = itertools.count(_START_ID)
         self._calls: dict[int, Call] = {}
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._left: dict[int, Call] = {}
+        """Those whose replies nobody wants any more; the process still owes their ends."""
+
+        self._outbox = Outbox()
         self._process: Process | None = None
         self._why = self._death = ""
         self._owner = os.getpid()
-        self._n_read = 0
-        self.start_call = self._new_call("start the model's process", 0, False)
+        self._n_read = self._n_odd = 0
+        self._reaping = threading.RLock()
+        """Held while the process may be waited for: the number of one that was may be another's."""
+
+        self._has_ended = threading.Event()
+        self.start_call = self._new_call("start the model's process")
+        self.start_call.is_sent = True
         started: SimpleQueue[BaseException | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="pyllama-process", daemon=True)
         try:
@@ -173,29 +97,48 @@ class Connection:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def start(
-        self, name: str, arguments: dict[str, Value], operation: str, n_items: int = 0, is_stream: bool = False
+        self,
+        name: str,
+        arguments: dict[str, Value],
+        operation: str,
+        *,
+        files: Sequence[int] = (),
+        n_items: int = 0,
+        read_item: Callable[[Value], object] | None = None,
+        is_stream: bool = False,
     ) -> Call:
         """Ask for something; the deadline that holds for the calling thread holds for it.
 
-        Raises ``RequestError`` for arguments that cannot be sent, ``ProcessDiedError`` and ``ClosedError``.
+        ``files`` are open ones that go with it and stay the caller's; for the rest see ``Call``. Raises
+        ``RequestError`` for arguments that cannot be sent, ``HostError`` for files that cannot, ``ProcessDiedError``
+        and ``ClosedError``.
         """
         deadline = current_deadline()
         left_s: float | None = None
         if deadline is not None:
             deadline.check(operation)
             left_s = max(deadline.due_at + deadline.grace_s - time.monotonic(), 1e-3)
-        call = self._new_call(operation, n_items, is_stream)
+        call = self._new_call(operation, n_items=n_items, read_item=read_item, is_stream=is_stream)
         request = {"do": name, "id": call.number, "args": arguments, "deadline_s": left_s}
         try:
+            if files:
+                request["files"] = self._outbox.announce(files)
             message = pack(request, PARENT_LIMITS)
-        except WireError as error:
-            call.end()
-            self._calls.pop(call.number, None)
-            raise RequestError(operation, str(error)) from error
-        self.bound(call, deadline)
-        self._outbox.put(message)
-        if (scope := current_scope()) is not None:
-            scope.add(partial(self._give_up, call))
+            call.is_sent = True
+            try:
+                self._outbox.put(message, files)
+            except OSError:
+                call.is_sent = False
+                raise
+            self.bound(call, deadline)
+            if (scope := current_scope()) is not None:
+                scope.add(partial(self._give_up, call), lambda: call.is_ended)
+        except BaseException as error:
+            self.end(call)
+            if not isinstance(error, (WireError, OSError)):
+                raise
+            failure = RequestError if isinstance(error, WireError) else HostError
+            raise failure(operation, str(error)) from error
         return call
 
     def _give_up(self, call: Call) -> None:
@@ -208,7 +151,7 @@ class Connection:
         """Have a deadline hold for a call: past it and a grace the process is killed."""
         call.deadline = deadline
         if deadline is not None:
-            self._watch(call, deadline.due_at + deadline.grace_s + GRACE_S)
+            self._watch(call)
 
     def next(self, call: Call) -> Reply:
         """Wait for the next reply to a call and return it. Raises the error that it is; an interrupt ends the call."""
@@ -238,6 +181,14 @@ class Connection:
         """Ask for something and wait for the result; what it holds is still to be checked."""
         return self.result(self.start(name, arguments, operation))
 
+    def forget(self, number: int) -> None:
+        """Let go of what the process holds by that number; never blocks, safe in garbage collection."""
+        self._tell({"do": "forget", "number": number})
+
+    def close_held(self, number: int) -> None:
+        """Have the process free what it holds by that number, at once; never blocks."""
+        self._tell({"do": "close", "number": number})
+
     @contextmanager
     def checked(self, call: Call) -> Iterator[None]:
         """End the process when what it sent turns out, in the block, not to be what it may send."""
@@ -258,8 +209,12 @@ class Connection:
         """Have the process end a call whose replies nobody wants any more; never blocks, safe in garbage collection."""
         if not call.is_ended:
             call.end()
-            self._calls.pop(call.number, None)
-            self._tell({"do": "end", "id": call.number})
+            if call.is_sent:  # first there, then gone here: whoever reads finds it in one of them
+                self._left[call.number] = call
+            if self._calls.pop(call.number, None) is None:
+                self._left.pop(call.number, None)
+            elif call.is_sent:
+                self._tell({"do": "end", "id": call.number})
 
     def cancel(self) -> None:
         """End every call that runs now; a process that does not do it in time is killed."""
@@ -267,20 +222,17 @@ class Connection:
         now = time.monotonic()
         for call in calls:
             call.cancelled_at = now
-            self._watch(call, now + _CANCEL_GRACE_S)
+            self._watch(call)
         if calls:
             self._tell({"do": "cancel"})
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def kill(self, reason: str) -> None:
-        """End the process now; calls that wait get ``reason``. Never blocks."""
+        """End the process now; calls that wait get ``reason``, whether it is gone yet or not. Never blocks."""
         self._why = self._why or reason
-        if self._process is not None and self._owner == os.getpid():
-            with suppress(OSError):
-                if sys.platform != "win32" and self._process.returncode is None:  # and what it has started
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.kill()
+        self._signal()
+        self._tell_all()
 
     def close(self) -> None:
         """End the process and wait until it is gone. Doing it twice is fine."""
@@ -292,21 +244,21 @@ class Connection:
     def after_fork(self) -> None:
         """Let go of the process in a forked child of the program: it is not this one's."""
         self.is_closed, self._death = True, "it belongs to the process that was forked"
-        self._lock = threading.Lock()
+        self._reaping = threading.RLock()
         if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr, self._outbox.files):
                 if pipe is not None:
                     pipe.close()
             self._process.returncode = 0  # nothing is left to wait for here
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _new_call(self, operation: str, n_items: int, is_stream: bool) -> Call:
-        call = Call(next(self._numbers), operation, n_items, is_stream)
-        with self._lock:
-            if self._death:
-                raise self._died(call)
-            self._calls[call.number] = call
+    def _new_call(self, operation: str, **expected: Any) -> Call:
+        call = Call(next(self._numbers), operation, **expected)
+        self._calls[call.number] = call
+        if self.is_dead:  # whoever has noted that before may have told the others already
+            self._calls.pop(call.number, None)
+            raise self._died(call)
         return call
 
     def _tell(self, message: dict[str, Value]) -> None:
@@ -320,9 +272,11 @@ class Connection:
             except Empty:
                 continue
 
-    def _watch(self, call: Call, at: float) -> None:
+    def _watch(self, call: Call) -> None:
+        """Have somebody look at a call when its process must have answered."""
         if call.watch is not None:
             call.watch.cancel()
+        at = call.kill_at or time.monotonic() + _LOOK_AGAIN_S
         self_ref = weakref.ref(self)
 
         def look() -> float | None:
@@ -363,22 +317,23 @@ class Connection:
     def _serve(self, started: SimpleQueue[BaseException | None]) -> None:
         """Start the process, take what it says, and bury it. It is killed when this thread ends (Linux)."""
         try:
-            self._process, self.files = launch(self._command, self.files)
+            self._process, self._outbox.files = launch(self._command)
         except BaseException as error:  # noqa: BLE001  raised again by who waits
             self._death = "it was not started"
             started.put(error)
             return
-        _live.add(self)
-        writer = threading.Thread(target=self._write, args=(self._process,), name="pyllama-process-out", daemon=True)
+        process, writer = self._process, None
         try:
+            live.add(self)
+            writer = threading.Thread(target=self._write, args=(process,), name="pyllama-process-out", daemon=True)
             writer.start()
             started.put(None)
-            self._read(self._process)
-        except RuntimeError as error:  # no room for the second thread
-            self._why = self._why or str(error)
-            started.put(None)
+            self._read(process)
+        except BaseException as error:  # noqa: BLE001  no room for the second thread, for one
+            self._why = self._why or str(error) or type(error).__name__
         finally:
-            self._bury(self._process)
+            started.put(None)
+            self._bury(process, writer)
 
     def _read(self, process: Process) -> None:
         stdout: Any = process.stdout
@@ -402,15 +357,16 @@ class Connection:
         finally:
             reader.detach()
 
-    def _dispatch(self, message: Value, n_bytes: Any) -> None:
+    def _dispatch(self, message: Value, n_bytes: Callable[[], int]) -> None:
         message = mapping(message)
         if "log" in message:
-            self._relay.emit(message["log"])
+            self._relay.emit(message["log"], n_bytes())
             return
-        call = self._calls.get(integer(message.pop("id", None)))
-        if len(message) != 1 or (kind := next(iter(message))) not in _KINDS:
+        number = integer(message.pop("id", None))
+        if len(message) != 1 or (kind := next(iter(message))) not in KINDS:
             raise WireError("it sent a reply of an unknown kind")
-        if call is None:  # nobody wants it any more
+        if (call := self._calls.get(number)) is None:
+            self._drop(number, kind, n_bytes())
             return
         value = message[kind]
         if kind == "error":
@@ -419,82 +375,83 @@ class Connection:
             self.has_dead_sandbox = flag(is_dead) or self.has_dead_sandbox
         call.take(kind, value, n_bytes())
         if kind in ("result", "error"):
-            self._calls.pop(call.number, None)
+            self._calls.pop(number, None)
+            self._left.pop(number, None)  # its caller may just have left
             call.end()
+
+    def _drop(self, number: int, kind: str, n_bytes: int) -> None:
+        """Take no notice of what nobody wants any more, as long as it is not more than was asked for."""
+        if (call := self._left.get(number)) is not None:
+            call.count(kind, n_bytes)
+            if kind in ("result", "error"):
+                self._left.pop(number, None)
+            return
+        self._n_odd += n_bytes
+        if self._n_odd > _ODD_BYTES:
+            raise WireError("it sent more than it was asked for")
 
     def _write(self, process: Process) -> None:
         stdin: Any = process.stdin
-        fd = stdin.fileno()
-        with suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                view = memoryview(message)
-                while view:
-                    view = view[os.write(fd, view) :]
+        is_done = self._outbox.write_to(stdin.fileno(), self.kill)
         with suppress(OSError):
             stdin.close()
+        if not is_done and not self._has_ended.wait(_EXIT_S):  # else it says itself how it has ended
+            self.kill("it takes no more requests")
 
-    def _bury(self, process: Process) -> None:
+    def _signal(self) -> None:
+        """Kill the process, and what it has started, unless it was waited for already."""
+        with self._reaping:
+            process = self._process
+            if process is not None and process.returncode is None and self._owner == os.getpid():
+                with suppress(OSError):
+                    if sys.platform != "win32":
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()
+
+    def _code(self, process: Process, seconds: float) -> int | None:
+        """Wait so long for the process to end, and return its exit status, or None when it has not ended."""
+        until, pause_s = time.monotonic() + seconds, _LOOK_FIRST_S
+        while True:
+            with self._reaping:
+                code = process.poll()
+            if code is not None or time.monotonic() >= until:
+                return code
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_LAST_S)
+
+    def _bury(self, process: Process, writer: threading.Thread | None) -> None:
         """Make sure that the process has ended, leave no zombie, and tell who waits."""
+        death = "it was killed, and has not ended"
         try:
-            code = process.wait(0 if self._why else _EXIT_S)
-        except subprocess.TimeoutExpired:
-            self._why = self._why or "it said no more, and did not end"
-            with suppress(OSError):
-                process.kill()
-            code = process.wait()
-        last_words = _last_words(process)
-        self._outbox.put(None)
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        with self._lock:
-            self._death = self._why or _how(code, last_words)
-            calls = list(self._calls.values())
-            self._calls.clear()
-        _live.discard(self)
-        for call in calls:
-            call.end()
-            call.put(("died", None))
+            self._has_ended.set()
+            if self._why:
+                self._signal()
+                self._tell_all()
+            code = self._code(process, 0 if self._why else _EXIT_S)
+            if code is None:
+                self._why = self._why or "it said no more, and did not end"
+                self._signal()
+                code = self._code(process, _END_S)
+            if code is not None:
+                death = how(code, last_words(process))
+        finally:
+            self._death = self._why or death
+            live.discard(self)
+            self._tell_all()
+            self._outbox.end()
+            if writer is None or writer.ident is None:  # it was never started; else it closes what it writes to
+                self._outbox.close()
+            pipes = (process.stdout, process.stderr, process.stdin if writer is None or writer.ident is None else None)
+            for pipe in pipes:
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
 
-
-def _last_words(process: Process) -> str:
-    """Return the last line that the process has left on its standard error."""
-    if process.stderr is None or sys.platform == "win32":
-        return ""
-    os.set_blocking(process.stderr.fileno(), False)
-    with suppress(OSError):
-        lines = os.read(process.stderr.fileno(), 1 << 16).decode(errors="replace").split("\n")
-        return printable(next((line.strip() for line in reversed(lines) if line.strip()), ""), 300)
-    return ""
-
-
-def _how(code: int, last_words: str) -> str:
-    """Return how the process ended, by its exit status."""
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        how = f"it was ended by {name}"
-    else:
-        how = f"it ended with status {code}"
-    return f"{how}: {last_words}" if last_words else how
-
-
-_live: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def close_all() -> None:
-    """End every process before the interpreter goes."""
-    for connection in list(_live):
-        with suppress(Exception):
-            connection.close()
-
-
-def _after_fork() -> None:
-    for connection in list(_live):
-        connection.after_fork()
-    _live.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-atexit.register(close_all)
+    def _tell_all(self) -> None:
+        """Tell who waits that the process is gone, or will be in a moment; never blocks."""
+        self._left.clear()
+        with suppress(KeyError):
+            while True:
+                _, call = self._calls.popitem()
+                call.end()
+                call.put(("died", None))

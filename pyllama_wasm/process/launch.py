@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError
+from .handover import FileSender
 
 __all__ = ["Process", "child_command", "launch"]
 
@@ -18,14 +19,15 @@ Process = subprocess.Popen[bytes]
 _START = """
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
-package, is_deterministic, *sys.path[:] = sys.argv[1:]
+package, is_deterministic, *sys.path[:], files = sys.argv[1:]
 spec = spec_from_file_location("pyllama_wasm", package + "/__init__.py", submodule_search_locations=[package])
 sys.modules["pyllama_wasm"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 from pyllama_wasm.process.child import main
-main(is_deterministic == "1")
+main(is_deterministic == "1", int(files))
 """
-"""Takes the package by its file, so that no other of that name can come first, then what it needs by the paths."""
+"""Takes the package by its file, so that no other of that name can come first, then what it needs by the paths. Last
+comes the descriptor by which files are handed over."""
 
 _KEPT_VARIABLES = (
     "DYLD_LIBRARY_PATH", "HOME", "LD_LIBRARY_PATH", "LOCALAPPDATA", "PATH", "PYLLAMA_WASM_CACHE", "SYSTEMROOT",
@@ -53,33 +55,31 @@ def environment() -> dict[str, str]:
     return {**kept, **dict.fromkeys(_ONE_THREAD, "1")}
 
 
-def launch(command: Sequence[str], files: Sequence[int]) -> tuple[Process, list[int]]:
-    """Start ``command`` with the open files; return the process and the numbers that they have in it.
+def launch(command: Sequence[str]) -> tuple[Process, FileSender]:
+    """Start ``command``, with the number of one descriptor more; return the process and what hands files to it.
 
-    It speaks on its standard input and output, and has no other descriptor. It is in a session of its own, so that
-    Ctrl-C on a terminal reaches the program alone. Raises ``HostError``.
+    It speaks on its standard input and output, gets files through that descriptor, and has no other. It is in a session
+    of its own, so that Ctrl-C on a terminal reaches the program alone. Raises ``HostError``.
     """
-    options, numbers = _inherited(files)
     try:
-        process = subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), **options
-        )
+        files = FileSender()
+        process: Process | None = None
+        try:
+            process = subprocess.Popen(
+                [*command, str(files.inherited)], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env=environment(), **_options(files.inherited),
+            )  # fmt: skip
+        finally:
+            files.started(process)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise HostError("start the model's process", reason) from error
-    return process, numbers
+    return process, files
 
 
-def _inherited(files: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
-    """Return the options that hand descriptors over."""
+def _options(inherited: int) -> dict[str, Any]:
+    """Return what of starting a process depends on the system."""
     if sys.platform == "win32":
-        import msvcrt
-
-        handles = [msvcrt.get_osfhandle(fd) for fd in files]
-        for handle in handles:
-            os.set_handle_inheritable(handle, True)
-        startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": handles})
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
-        return {"startupinfo": startup, "creationflags": flags, "stderr": subprocess.DEVNULL}, handles
-    options = {"pass_fds": tuple(files), "start_new_session": True, "cwd": "/", "stderr": subprocess.PIPE}
-    return options, list(files)
+        return {"creationflags": flags, "stderr": subprocess.DEVNULL}
+    return {"pass_fds": (inherited,), "start_new_session": True, "cwd": "/", "stderr": subprocess.PIPE}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import printable
 from .values import integer, items, text
-from .wire import Value
+from .wire import Value, WireError
 
 __all__ = ["LogRelay", "LogSender", "levels"]
 
@@ -19,6 +19,8 @@ _LINE_LIMIT = 4000
 _RECORD_CHARS = 100
 _BURST_CHARS = 1 << 20
 _CHARS_PER_S = 1 << 16
+_FLOOD_BYTES, _FLOOD_BYTES_PER_S = 64 << 20, 4 << 20
+"""What is read to be dropped: a process as it was started sends about as much as is logged."""
 
 logger = logging.getLogger("pyllama_wasm.engine")
 
@@ -36,17 +38,21 @@ class LogRelay:
         self._extra = {"model": printable(model)}
         self._clock = clock
         self._budget, self._budget_at = float(_BURST_CHARS), clock()
+        self._flood = float(_FLOOD_BYTES)
         self._n_dropped = 0
 
-    def emit(self, value: Value) -> None:
-        """Log one record of the process. Raises ``WireError`` for what is none."""
+    def emit(self, value: Value, n_bytes: int) -> None:
+        """Log one record of the process, of ``n_bytes``. Raises ``WireError`` for what is none, and for a flood."""
+        now = self._clock()
+        seconds, self._budget_at = now - self._budget_at, now
+        self._flood = min(_FLOOD_BYTES, self._flood + seconds * _FLOOD_BYTES_PER_S) - n_bytes
+        if self._flood < 0:
+            raise WireError("it logs without end")
+        self._budget = min(_BURST_CHARS, self._budget + seconds * _CHARS_PER_S)
         name, level, message = items(value, 3)
         if name not in _NAMES:
             return
         line = printable(text(message), _LINE_LIMIT).replace("\n", "\\n")
-        now = self._clock()
-        self._budget = min(_BURST_CHARS, self._budget + (now - self._budget_at) * _CHARS_PER_S)
-        self._budget_at = now
         if self._budget < len(line) + _RECORD_CHARS:
             self._n_dropped += 1
             return

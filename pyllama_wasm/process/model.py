@@ -7,16 +7,21 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from .._call_options import NO_OPTIONS
+from .._choices import check_parallel
 from .._fork_locks import renew_after_fork
 from .._logits_processors import LogitsProcessor
 from .._model_limits import bounded, merged_limits
-from ..chat import ChatRequest
+from .._repacked import LoadOptions
+from ..chat import ChatPrompt, ChatRequest
+from ..chat_calls import Format
 from ..chat_generation import ChatStream
 from ..deadline import current_deadline
 from ..embedding import EmbeddingInput, Embeddings, RankedDocument, is_single
@@ -26,26 +31,27 @@ from ..host import load_module
 from ..limits import Limits
 from ..loaded_model import Progress
 from ..logs import one_line
-from ..model import MAX_PARALLEL, Load, Stop
+from ..model import Load, Stop
 from ..params import DEFAULT_MAX_TOKENS, ContextParams, ModelParams, SamplingParams
 from ..sandbox_report import SandboxReport, made_report
 from ..source import ModelSource, Source
+from ..tools import Tool, ToolChoice
 from ..types import ChatCompletion, Completion
 from . import values
+from .call import Call
 from .chat import RemoteChat, asked_options
-from .connection import Call, Connection
+from .connection import Connection
 from .launch import child_command
 from .logs import levels
 from .remote import RemoteCalls
+from .results import prompt_from_wire
 from .vocab import ProcessVocab
+from .weights import loading
 from .wire import Value, WireError
 
 __all__ = ["ProcessModel"]
 
 logger = logging.getLogger("pyllama_wasm.model")
-
-T = TypeVar("T")
-C = TypeVar("C", bound=Completion)
 
 
 class ProcessModel(RemoteCalls):
@@ -68,7 +74,7 @@ class ProcessModel(RemoteCalls):
         self.load = given.load or ("snapshot" if self.limits.snapshot else "map")
         self.vocab = ProcessVocab(self)
         # Compiled here, if it is not yet: the process takes the code from the folder and can then write no file.
-        load_module(deterministic=self.params.deterministic)
+        self._module_digest = load_module(deterministic=self.params.deterministic).digest
         with bounded(self.limits, None):
             has_weights = not (self.params.vocab_only or self.params.no_alloc)
             source = ModelSource(path, self.limits.memory_bytes, snapshot=self.load == "snapshot" and has_weights)
@@ -83,17 +89,13 @@ class ProcessModel(RemoteCalls):
         logger.info("loaded in %.2f s in process %d%s", self.load_s, self._connection.pid, what, extra=extra)
 
     def _start(self, source: ModelSource, progress: Progress | None, n_threads: int) -> None:
-        """Start the process with the files of ``source`` open, and have it load them; end it when that fails."""
-        with source.opened() as files:
-            self._connection = Connection(files.descriptors, self.path.name, child_command(self.params.deterministic))
+        """Start the process and have it load ``source``, whose files it is given; end it when that fails."""
+        self._connection = Connection(self.path.name, child_command(self.params.deterministic))
         self._end = weakref.finalize(self, self._connection.kill, "the model was collected")
         self._end.atexit = False  # the connection sees to that
         try:
             self._confinement = self._ready(source.operation)
             arguments = {
-                "names": list(files.names),
-                "descriptors": self._connection.files,
-                "is_listed": files.is_listed,
                 "params": values.params_to_wire(self.params),
                 "context_params": values.params_to_wire(self.context_params),
                 "limits": values.params_to_wire(self.limits),
@@ -102,10 +104,14 @@ class ProcessModel(RemoteCalls):
                 "tells_progress": progress is not None,
                 "log_levels": levels(),
             }
-            call = self._connection.start("load", arguments, source.operation)
-            facts = self._loaded(call, progress)
-            with self._connection.checked(call):
-                values.facts_from_wire(facts, self, self.vocab)
+            options = LoadOptions(self.params, self.context_params, self.limits, self.load, self._module_digest)
+            with loading(source, options, self.params.use_extra_bufts) as load:
+                given = {**arguments, **load.arguments}
+                call = self._connection.start("load", given, source.operation, files=load.descriptors)
+                facts = self._loaded(call, progress)
+                with self._connection.checked(call):
+                    values.facts_from_wire(facts, self, self.vocab)
+                load.keep(self, source.operation)
         except BaseException:
             self.close()
             raise
@@ -146,10 +152,12 @@ class ProcessModel(RemoteCalls):
         **changes: Any,
     ) -> Completion:
         """See ``Model.generate``."""
-        arguments = self._generation({"prompt": self._prompt(prompt)}, max_tokens, stop, logits_processors)
-        arguments |= self._sampling(sampling, changes)
         with self._bounded(deadline_s):
-            return self._completed("generate", arguments, Completion, max_tokens)
+            options, arguments = self._asked(sampling, changes)
+            given = {"prompt": self._prompt(prompt), **arguments}
+            arguments = self._generation(given, max_tokens, stop, logits_processors)
+            expected = self._expected(Completion, max_tokens, options, [prompt])
+            return cast(Completion, self._completed("generate", arguments, expected))
 
     def stream(
         self,
@@ -163,10 +171,12 @@ class ProcessModel(RemoteCalls):
         **changes: Any,
     ) -> TextStream:
         """See ``Model.stream``."""
-        arguments = self._generation({"prompt": self._prompt(prompt)}, max_tokens, stop, logits_processors)
-        arguments |= self._sampling(sampling, changes)
         with self._bounded(deadline_s):
-            return TextStream(self._streamed("stream", arguments, Completion, max_tokens))
+            options, arguments = self._asked(sampling, changes)
+            given = {"prompt": self._prompt(prompt), **arguments}
+            arguments = self._generation(given, max_tokens, stop, logits_processors)
+            expected = self._expected(Completion, max_tokens, options, [prompt])
+            return TextStream(self._streamed("stream", arguments, expected))
 
     def generate_many(
         self,
@@ -184,19 +194,23 @@ class ProcessModel(RemoteCalls):
         """See ``Model.generate_many``."""
         if isinstance(prompts, str):
             raise RequestError("generate", "prompts is one text and not a list of them")
-        if isinstance(n_parallel, bool) or not isinstance(n_parallel, int) or not 1 <= n_parallel <= MAX_PARALLEL:
-            raise RequestError("generate", f"n_parallel is {n_parallel!r} and not a count from 1 to {MAX_PARALLEL}")
+        check_parallel(n_parallel)
         each = [sampling] if sampling is None or isinstance(sampling, SamplingParams) else [*sampling]
-        given = {"prompts": [self._prompt(prompt) for prompt in prompts], "n_parallel": n_parallel}
-        arguments = self._generation(given, max_tokens, stop, logits_processors)
-        arguments["is_one_sampling"] = sampling is None or isinstance(sampling, SamplingParams)
-        arguments["samplings"] = [self._sampling(params, changes) for params in each]
-        arguments["tells_progress"] = progress is not None
         with self._bounded(deadline_s):
-            call = self._begun("generate_many", arguments, "generate", n_items=len(prompts))
-            found = self._collected(call, len(prompts), progress)
-        with self._connection.checked(call):
-            return [self._completion(value, Completion, max_tokens) for value in found]
+            asked = [self._asked(params, changes) for params in each]
+            given: dict[str, Value] = {
+                "prompts": [self._prompt(prompt) for prompt in prompts],
+                "n_parallel": n_parallel,
+                "is_one_sampling": sampling is None or isinstance(sampling, SamplingParams),
+                "samplings": [arguments["sampling"] for _, arguments in asked],
+                "options": asked[0][1]["options"] if asked else None,
+                "tells_progress": progress is not None,
+            }
+            arguments = self._generation(given, max_tokens, stop, logits_processors)
+            options = asked[0][0] if asked else NO_OPTIONS
+            read = self._expected(Completion, max_tokens, options, prompts).read
+            call = self._begun("generate_many", arguments, "generate", n_items=len(prompts), read_item=read)
+            return self._collected(call, len(prompts), progress)
 
     def chat(  # type: ignore[override]  # its overloads stand there
         self,
@@ -213,16 +227,64 @@ class ProcessModel(RemoteCalls):
         """See ``Model.chat``."""
         self._check_continues_text()
         asked, response = asked_options(changes)
-        given = {"messages": _checked(messages, asked.get("template_kwargs")), **asked}
-        arguments = self._generation(given, max_tokens, stop, logits_processors)
-        arguments |= self._sampling(sampling, changes)
-        reader = None if response is None else response.read
         with self._bounded(deadline_s):
+            options, arguments = self._asked(sampling, changes)
+            given = {"messages": _checked(messages, asked.get("template_kwargs")), **asked, **arguments}
+            arguments = self._generation(given, max_tokens, stop, logits_processors)
+            expected = self._expected(ChatCompletion, max_tokens, options)
+            reader = None if response is None else response.read
             if stream:
                 call = self._streaming("chat_stream", arguments)
                 # It has the methods that a stream calls.
-                return ChatStream(cast(Any, RemoteChat(self, call, ChatCompletion, max_tokens, reader)))
-            return replace(self._completed("chat", arguments, ChatCompletion, max_tokens), reader=reader)
+                return ChatStream(cast(Any, RemoteChat(self, call, expected, reader)))
+            answer: ChatCompletion = self._completed("chat", arguments, expected)
+            return replace(answer, reader=reader)
+
+    def chat_n(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        n: int,
+        *,
+        n_parallel: int = 8,
+        max_tokens: int | None = None,
+        stop: Stop = None,
+        sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> list[ChatCompletion]:
+        """See ``Model.chat_n``."""
+        asked, response = asked_options(changes)
+        self._check_continues_text()
+        reader = None if response is None else response.read
+        with self._bounded(deadline_s):
+            options, arguments = self._asked(sampling, changes)
+            messages = _checked(messages, asked.get("template_kwargs"))
+            given = {"messages": messages, "n": n, "n_parallel": n_parallel, **asked, **arguments}
+            arguments = self._generation(given, max_tokens, stop, logits_processors)
+            read = self._expected(ChatCompletion, max_tokens, options).read
+            n_items = n if isinstance(n, int) else 0  # which the process then refuses, as it does a number out of range
+            call = self._begun("chat_n", arguments, "generate", n_items=n_items, read_item=read)
+            return [replace(answer, reader=reader) for answer in self._collected(call, n_items)]
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        response_format: Format | None = None,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> ChatPrompt:
+        """See ``Model.chat_prompt``."""
+        options = {"tools": tools, "tool_choice": tool_choice, "response_format": response_format}
+        asked, _ = asked_options({**options, "template": template, "template_kwargs": template_kwargs})
+        arguments = {"messages": _checked(messages, asked.get("template_kwargs")), **asked}
+        with self._bounded(deadline_s):
+            read = partial(prompt_from_wire, n_vocab=self.vocab.n_tokens)
+            return self._ask("chat_prompt", arguments, "apply the chat template", read)
 
     def embed(  # type: ignore[override]  # its overloads stand there
         self,
@@ -240,10 +302,12 @@ class ProcessModel(RemoteCalls):
         with self._bounded(deadline_s):
             texts = self._texts(inputs)
             arguments = {"inputs": texts, "normalize": bool(normalize), "truncate": bool(truncate)}
-            call = self._begun("embed_tokens", arguments, "embed", n_items=len(texts))
-            found = self._collected(call, len(texts))
-        with self._connection.checked(call):
-            rows = [values.array(value, None, self.n_embd_out) for value in found]
+
+            def read(value: Value) -> npt.NDArray[np.float32]:
+                return values.array(value, None, self.n_embd_out)
+
+            call = self._begun("embed_tokens", arguments, "embed", n_items=len(texts), read_item=read)
+            rows = self._collected(call, len(texts))
         return rows[0] if is_single(inputs) else rows
 
     def embed_with_usage(

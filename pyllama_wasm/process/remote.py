@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
+from .._call_options import CallOptions, split_options
 from .._logits_processors import LogitsProcessor, LogitsProcessors
 from ..adapter import LoraAdapter
-from ..chat import ChatPrompt
 from ..context import Context
 from ..draft_model import DraftModel
 from ..embedding import EmbeddingInput, Embeddings, _as_list
@@ -20,17 +20,26 @@ from ..model import Model, Stop
 from ..params import SamplingParams
 from ..source import Source
 from ..text import check_stops
-from ..types import Completion
+from ..types import ChatCompletion, Completion
 from . import values
-from .connection import Call, Connection
+from .call import Call
+from .connection import Connection
+from .held import RemoteAdapter, RemoteDraft
+from .options import options_to_wire
+from .results import Expected
 from .stream import RemoteGeneration
-from .vocab import ProcessVocab
+from .vocab import PIECE_BYTES, ProcessVocab
 from .wire import Value, WireError
 
 __all__ = ["RemoteCalls"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Completion)
+
+_MOST_TOKENS = 1 << 16
+"""More than any generation gives whose length nobody says, in a context whose size nobody says."""
+
+_FORMAT_BYTES = 1 << 12  # that reading an answer may add to what the model has said
 
 _HINT = 'load the model without isolation="process"'
 _IN_THE_PROCESS = frozenset(
@@ -42,6 +51,7 @@ class RemoteCalls(Model):
     """A ``Model`` without a sandbox in this process."""
 
     _connection: Connection
+    _module_digest: str
     vocab: ProcessVocab
 
     # -- what there is not --------------------------------------------------------------------------------------------
@@ -49,18 +59,6 @@ class RemoteCalls(Model):
     def context(self, *args: Any, **changes: Any) -> Context:
         """Raise ``RequestError``: a context is memory of the sandbox, and that is in another process."""
         return _refuse("create a context", "the sandbox is in another process")
-
-    def load_lora(self, path: Source) -> LoraAdapter:
-        """Raise ``RequestError``: an adapter is for a context, and there are none."""
-        return _refuse("load a LoRA adapter", "the sandbox is in another process")
-
-    def load_draft(self, path: Source, *, n_draft: int = 8, p_min: float = 0.5) -> DraftModel:
-        """Raise ``RequestError``: what is computed with it is in another process."""
-        return _refuse("load a draft model", "the sandbox is in another process")
-
-    def chat_prompt(self, *args: Any, **options: Any) -> ChatPrompt:
-        """Raise ``RequestError``: it is for who generates in the sandbox, and that is in another process."""
-        return _refuse("make a prompt", "the sandbox is in another process")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Raise ``RequestError``: the process can write no file."""
@@ -74,6 +72,16 @@ class RemoteCalls(Model):
                 _refuse(f"use {name.strip('_')}", "the sandbox is in another process")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    # -- what the process holds ---------------------------------------------------------------------------------------
+
+    def load_lora(self, path: Source) -> LoraAdapter:
+        """See ``Model.load_lora``; the adapter is for the calls of this model, ``loras={adapter: scale}``."""
+        return RemoteAdapter(self, path)
+
+    def load_draft(self, path: Source, *, n_draft: int = 8, p_min: float = 0.5) -> DraftModel:
+        """See ``Model.load_draft``."""
+        return RemoteDraft(self, path, n_draft, p_min)
+
     def _check_open(self, operation: str) -> None:
         super()._check_open(operation)
         if self._connection.is_closed:
@@ -85,11 +93,11 @@ class RemoteCalls(Model):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _begun(
-        self, name: str, arguments: dict[str, Value], operation: str, n_items: int = 0, is_stream: bool = False
-    ) -> Call:
+    def _begun(self, name: str, arguments: dict[str, Value], operation: str, **expected: Any) -> Call:
+        """Ask for something; ``expected`` is as ``Connection.start`` takes it."""
         self._check_open(operation)
-        return self._connection.start(name, arguments, operation, n_items, is_stream)
+        with self._bounded(None):  # where nothing else holds, that of the limits
+            return self._connection.start(name, arguments, operation, **expected)
 
     def _ask(self, name: str, arguments: dict[str, Value], operation: str, read: Callable[[Value], T]) -> T:
         call = self._begun(name, arguments, operation)
@@ -97,9 +105,9 @@ class RemoteCalls(Model):
         with self._connection.checked(call):
             return read(value)
 
-    def _collected(self, call: Call, n: int, progress: Callable[[int, int], object] | None = None) -> list[Value]:
-        """Wait for the ``n`` items of a call, in order."""
-        found: list[Value] = []
+    def _collected(self, call: Call, n: int, progress: Callable[[int, int], object] | None = None) -> list[Any]:
+        """Wait for the ``n`` items of a call, in order; each was read when it came."""
+        found: list[Any] = []
         while True:
             kind, value = self._connection.next(call)
             if kind == "progress" and progress is not None:
@@ -111,29 +119,50 @@ class RemoteCalls(Model):
                     self._connection.end(call)
                     raise
                 continue
+            if kind == "item":
+                found.append(value)
+                continue
             with self._connection.checked(call):
-                if kind == "item":
-                    found.append(value)
-                elif kind != "result" or len(found) != n:
+                if kind != "result" or len(found) != n:
                     raise WireError("it sent an answer of another kind")
-                else:
-                    return found
+            return found
 
-    def _completion(self, value: Value, kind: type[C], max_tokens: int | None) -> C:
-        completion = values.completion_from_wire(value, kind, self.vocab.n_tokens, self.load_s)
-        if max_tokens is not None and len(completion.tokens) > max_tokens:
-            raise WireError("it sent more tokens than were asked for")
-        return cast(C, completion)
+    def _expected(
+        self, kind: type[C], max_tokens: int | None, options: CallOptions, prompts: Iterable[str | Sequence[int]] = ()
+    ) -> Expected:
+        """Return the most that a call may give for each of ``prompts``."""
+        echo_bytes = prompt_tokens = 0
+        for prompt in prompts if options.echo else ():
+            n_bytes, n_tokens = self._prompt_sizes(prompt)
+            echo_bytes, prompt_tokens = max(echo_bytes, n_bytes), max(prompt_tokens, n_tokens)
+        most = self.limits.output_bytes
+        if most is not None:  # a byte that is part of no character is three bytes of text
+            most = 3 * most + echo_bytes + (_FORMAT_BYTES if kind is ChatCompletion else 0)
+        return Expected(
+            kind,
+            self.vocab.n_tokens,
+            self.load_s,
+            max_tokens=max(self.context_params.n_ctx, _MOST_TOKENS) if max_tokens is None else max_tokens,
+            n_top=options.logprobs,
+            is_scored=options.echo and options.logprobs is not None and not self.has_encoder,
+            text_bytes=most,
+            prompt_tokens=prompt_tokens,
+        )
 
-    def _completed(self, name: str, arguments: dict[str, Value], kind: type[C], max_tokens: int | None) -> C:
-        return self._ask(name, arguments, "generate", lambda value: self._completion(value, kind, max_tokens))
+    def _prompt_sizes(self, prompt: str | Sequence[int]) -> tuple[int, int]:
+        """Return how many bytes the text of a prompt has at most, and how many tokens."""
+        if not isinstance(prompt, str):
+            return len(prompt) * PIECE_BYTES, len(prompt)
+        n_bytes = len(prompt.encode("utf-8", "surrogatepass"))
+        return n_bytes, self.vocab.most_tokens(n_bytes)
 
-    def _streamed(
-        self, name: str, arguments: dict[str, Value], kind: type[Completion], max_tokens: int | None
-    ) -> Generation[Any]:
+    def _completed(self, name: str, arguments: dict[str, Value], expected: Expected) -> Any:
+        return self._ask(name, arguments, "generate", expected.read)
+
+    def _streamed(self, name: str, arguments: dict[str, Value], expected: Expected) -> Generation[Any]:
         """Have the process accept a stream; it computes when the first piece is asked for."""
         # It has the methods that a stream calls.
-        return cast("Generation[Any]", RemoteGeneration(self, self._streaming(name, arguments), kind, max_tokens))
+        return cast("Generation[Any]", RemoteGeneration(self, self._streaming(name, arguments), expected))
 
     def _streaming(self, name: str, arguments: dict[str, Value]) -> Call:
         call = self._begun(name, arguments, "generate", is_stream=True)
@@ -185,11 +214,14 @@ class RemoteCalls(Model):
             _refuse("generate", "a logits processor cannot be called from the model's process")
         return {**given, "max_tokens": max_tokens, "stop": list(check_stops(stop))}
 
-    def _sampling(self, sampling: SamplingParams | None, changes: Mapping[str, Any]) -> dict[str, Value]:
-        """Return the parameters, and the changes apart: a chat's own grammar is only used where none is given."""
-        changed = values.params_to_wire((sampling or SamplingParams()).replace(**changes))
-        own = None if sampling is None else values.params_to_wire(sampling)
-        return {"sampling": own, "changes": {name: changed[name] for name in changes}}
+    def _asked(
+        self, sampling: SamplingParams | None, changes: Mapping[str, Any]
+    ) -> tuple[CallOptions, dict[str, Value]]:
+        """Return the checked options of a call, and them and its parameters as plain values."""
+        self._check_open("generate")
+        self._check_continues_text()
+        options, params = split_options(self, sampling, changes)
+        return options, {"sampling": values.params_to_wire(params), "options": options_to_wire(options)}
 
 
 def _refuse(operation: str, reason: str) -> NoReturn:

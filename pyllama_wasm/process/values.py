@@ -19,28 +19,17 @@ from ..errors import AnswerError, GuestDiedError, HostError, PyllamaError, print
 from ..limits import Limits
 from ..params import ContextParams, ModelParams, SamplingParams
 from ..sandbox_report import GrantedFile
-from ..types import (
-    ChatCompletion,
-    ChatMessage,
-    Completion,
-    FinishReason,
-    Timings,
-    ToolCall,
-    ToolCallFunction,
-    Usage,
-)
 from .wire import Value, WireError
 
 __all__ = [
     "array",
-    "completion_from_wire",
-    "completion_to_wire",
     "error_from_wire",
     "error_to_wire",
     "facts_from_wire",
     "facts_to_wire",
     "flag",
     "integer",
+    "integers",
     "items",
     "mapping",
     "number",
@@ -63,8 +52,6 @@ _BUILTIN_ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (TypeError, ValueError, IndexError, KeyError, OverflowError)
 }
 """What a wrong argument raises besides the package's own."""
-
-_REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "cancelled")
 
 _SIZES = (
     "n_ctx_train", "n_embd", "n_embd_inp", "n_embd_out", "n_layer", "n_layer_nextn", "n_swa", "n_head", "n_head_kv",
@@ -128,19 +115,31 @@ def mapping(value: Value) -> dict[str, Value]:
 
 def array(value: Value, *shape: int | None) -> npt.NDArray[np.float32]:
     """Return an array of float32 of that shape; ``None``: any length."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != len(shape):
+    return _shaped(value, np.dtype(np.float32), shape)
+
+
+def integers(value: Value, *shape: int | None) -> npt.NDArray[np.int32]:
+    """Return an array of int32 of that shape; ``None``: any length."""
+    return _shaped(value, np.dtype(np.int32), shape)
+
+
+def _shaped(value: Value, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != len(shape):
         raise WireError("it sent another value in the place of an array")
     if any(wanted is not None and wanted != found for wanted, found in zip(shape, value.shape, strict=True)):
         raise WireError(f"it sent an array of shape {value.shape}")
     return value
 
 
-def tokens(value: Value, n_vocab: int) -> list[int]:
-    """Return token ids below ``n_vocab``."""
-    if isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1:
+def tokens(value: Value, n_vocab: int, most: int) -> list[int]:
+    """Return token ids below ``n_vocab``, at most ``most``; counted before each becomes an object."""
+    is_array = isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1
+    if len(value if is_array else items(value)) > most:
+        raise WireError("it sent more tokens than were asked for")
+    if is_array:
         if value.size and not 0 <= int(value.min()) <= int(value.max()) < n_vocab:
             raise WireError("it sent a token that the vocabulary does not have")
-        return [int(token) for token in value]
+        return list(map(int, value))
     return [integer(token, 0, n_vocab - 1) for token in items(value)]
 
 
@@ -191,57 +190,7 @@ def error_from_wire(value: Value, operation: str) -> Exception:
     return HostError(operation, f"it failed in the model's process: {printable(kind, 100)}: {reason}")
 
 
-# -- results, from the process ----------------------------------------------------------------------------------------
-
-
-def completion_to_wire(completion: Completion) -> Value:
-    """Return all fields but the time of the load."""
-    usage, timings = completion.usage, completion.timings
-    return [
-        completion.text,
-        np.asarray(completion.tokens, np.int32),
-        completion.finish_reason,
-        [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
-        [timings.prompt_s, timings.decode_s, timings.prompt_tokens, timings.decode_tokens],
-        dict(completion.message) if isinstance(completion, ChatCompletion) else None,
-    ]
-
-
-def completion_from_wire(value: Value, kind: type[Completion], n_vocab: int, load_s: float) -> Completion:
-    """Return the completion again."""
-    said, ids, reason, usage, timings, message = items(value, 6)
-    if reason not in _REASONS:
-        raise WireError("it sent a generation that ended in an unknown way")
-    prompt_s, decode_s, n_prompt, n_decode = items(timings, 4)
-    more: dict[str, Any] = {}
-    if issubclass(kind, ChatCompletion):
-        more["message"] = _message_from_wire(message)
-    return kind(
-        text=text(said),
-        tokens=tuple(tokens(ids, n_vocab)),
-        finish_reason=reason,
-        usage=Usage(*(integer(n) for n in items(usage, 3))),
-        timings=Timings(number(prompt_s), number(decode_s), load_s, integer(n_prompt), integer(n_decode)),
-        **more,
-    )
-
-
-def _message_from_wire(value: Value) -> ChatMessage:
-    found = mapping(value)
-    content = found.get("content")
-    message: ChatMessage = {"role": "assistant", "content": None if content is None else text(content)}
-    if "reasoning_content" in found:
-        message["reasoning_content"] = text(found["reasoning_content"])
-    if "tool_calls" in found:
-        message["tool_calls"] = [_call_from_wire(call) for call in items(found["tool_calls"])]
-    return message
-
-
-def _call_from_wire(value: Value) -> ToolCall:
-    call = mapping(value)
-    function = mapping(call.get("function"))
-    known: ToolCallFunction = {"name": text(function.get("name")), "arguments": text(function.get("arguments"))}
-    return {"id": text(call.get("id")), "type": "function", "function": known}
+# -- facts, from the process -------------------------------------------------------------------------------------------
 
 
 def facts_to_wire(model: Any) -> Value:

@@ -15,9 +15,15 @@ from .wire import Value, WireError
 if TYPE_CHECKING:
     from .remote import RemoteCalls
 
-__all__ = ["ProcessVocab"]
+__all__ = ["PIECE_BYTES", "ProcessVocab"]
 
 T = TypeVar("T")
+
+PIECE_BYTES = 1 << 16
+"""More than any token's text; each that was asked for is kept."""
+
+_TOKENS_PER_BYTE, _MORE_TOKENS = 16, 64
+"""More than a text gives: a byte of it may become several by normalizing, and each byte of that a token."""
 
 
 class ProcessVocab(Vocab):
@@ -42,9 +48,16 @@ class ProcessVocab(Vocab):
         self._check_present("tokenize")
         if add_special:
             self._check_special()
-        arguments = {"text": _encode(text), "add_special": bool(add_special), "parse_special": bool(parse_special)}
+        data = _encode(text)
+        arguments = {"text": data, "add_special": bool(add_special), "parse_special": bool(parse_special)}
         with nested(deadline_s):
-            return self._asked("tokenize", arguments, "tokenize", self._ids)
+            most = self.most_tokens(len(data))
+            return self._asked("tokenize", arguments, "tokenize", lambda value: self._ids(value, most))
+
+    @staticmethod
+    def most_tokens(n_bytes: int) -> int:
+        """Return how many tokens a text of so many bytes has at most."""
+        return _TOKENS_PER_BYTE * n_bytes + _MORE_TOKENS
 
     def detokenize(
         self,
@@ -105,12 +118,12 @@ class ProcessVocab(Vocab):
     def eog_tokens(self) -> tuple[int, ...]:
         """See ``Vocab.eog_tokens``."""
         if self._eog_tokens is None:
-            found = self._asked("eog_tokens", {}, "list the end tokens", self._ids)
+            found = self._asked("eog_tokens", {}, "list the end tokens", lambda value: self._ids(value, self.n_tokens))
             self._eog_tokens = tuple(found)
         return self._eog_tokens
 
-    def _ids(self, value: Value) -> list[int]:
-        return values.tokens(value, self.n_tokens)
+    def _ids(self, value: Value, most: int) -> list[int]:
+        return values.tokens(value, self.n_tokens, most)
 
     def _asked(self, name: str, arguments: dict[str, Value], operation: str, read: Callable[[Value], T]) -> T:
         """Ask the process and return its answer, as ``read`` makes it of the plain value."""
@@ -120,6 +133,8 @@ class ProcessVocab(Vocab):
 def _bytes(value: Value) -> bytes:
     if not isinstance(value, bytes):
         raise WireError("it sent another value in the place of bytes")
+    if len(value) > PIECE_BYTES:
+        raise WireError("it sent a token that is longer than any")
     return value
 
 

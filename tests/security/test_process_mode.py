@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import gc
-import logging
 import os
 import signal
-import struct
 import subprocess
 import sys
 import textwrap
@@ -18,15 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm.process import connection as connection_module
+from pyllama_wasm.process import call as call_module
 from pyllama_wasm.process import launch
-from pyllama_wasm.process import model as model_module
-from pyllama_wasm.process.values import facts_to_wire
-from pyllama_wasm.process.wire import CHILD_LIMITS, pack
+
+from ..tiny_models import write_lora
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
@@ -38,6 +35,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def there(tiny_path: Path) -> Iterator[Any]:
     with pw.Model(tiny_path, n_threads=1, isolation="process") as model:
         yield model
+
+
+def tokenize(model: Any) -> object:
+    return model.vocab.tokenize("abc")
 
 
 def has_ended(pid: int) -> bool:
@@ -96,7 +97,7 @@ def test_a_process_that_is_stopped_is_killed_after_the_deadline(there: Any) -> N
     with pytest.raises(pw.DeadlineError, match=r"within 0\.2 s.*load the model again") as caught:
         there.generate("abc", max_tokens=5, deadline_s=0.2, **GREEDY)
     assert isinstance(caught.value, TimeoutError)
-    assert 0.2 <= time.monotonic() - began < 0.2 + connection_module.GRACE_S + 2
+    assert 0.2 <= time.monotonic() - began < 0.2 + call_module.GRACE_S + 2
     assert there.is_dead and is_buried(there._connection.pid)
 
 
@@ -104,7 +105,7 @@ def test_a_process_that_is_stopped_is_killed_after_the_deadline(there: Any) -> N
 def test_a_paused_stream_of_a_stopped_process_is_ended_when_it_is_read(
     there: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_module, "GRACE_S", 0.2)
+    monkeypatch.setattr(call_module, "GRACE_S", 0.2)
     stream = there.stream("abc", max_tokens=400, deadline_s=1, **GREEDY)
     next(stream)
     time.sleep(0.5)
@@ -118,7 +119,7 @@ def test_a_paused_stream_of_a_stopped_process_is_ended_when_it_is_read(
 
 @posix
 def test_a_process_that_does_not_hear_of_a_cancel_is_killed(there: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_CANCEL_GRACE_S", 0.3)
+    monkeypatch.setattr(call_module, "CANCEL_GRACE_S", 0.3)
     os.kill(there._connection.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(there.generate, "abc", max_tokens=5, **GREEDY)
@@ -197,12 +198,13 @@ def test_the_process_ends_with_the_program(name: str, tiny_path: Path) -> None:
 
 def test_the_process_ends_when_the_program_has_closed_its_pipe() -> None:
     """What macOS and Windows have of it; the kernel's signal, on Linux, is what the stopped one above shows."""
-    process, _ = launch.launch(launch.child_command(False), [])
+    process, files = launch.launch(launch.child_command(False))
     with process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.read(4) == b"pwp1"
         process.stdin.close()
         assert process.wait(20) == 0
+    files.close()
 
 
 @linux
@@ -298,7 +300,10 @@ def probe(served, job, path, parent):
         "exec": lambda: os.execv("/bin/true", ["true"]), "fork": os.fork, "kill": lambda: os.kill(parent, 9),
         "trace": traced, "code": lambda: mmap.mmap(-1, 4096, prot=7), "memfd": lambda: os.memfd_create("x"),
         "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)), "pipe": os.pipe,
+        "send": lambda: given.sendmsg([b"x"]), "send a file": lambda: socket.send_fds(given, [b"x"], [0]),
     }
+    sockets = [fd for fd in range(256) if opened(fd) and os.fstat(fd).st_mode & 0o170000 == 0o140000]
+    given = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sockets[0])
     found = {}
     for name, attempt in attempts.items():
         try:
@@ -309,8 +314,12 @@ def probe(served, job, path, parent):
         except ValueError:  # what Python makes of EPERM for a limit
             found[name] = 1
     status = {name: list(resource.getrlimit(getattr(resource, "RLIMIT_" + name))) for name in ("FSIZE", "CORE")}
+    try:
+        os.write(given.detach(), b"x")
+    except OSError as error:
+        sockets.append(error.errno)
     descriptors = [fd for fd in range(256) if opened(fd)]
-    return [found, status, descriptors, sorted(os.environ)]
+    return [found, status, descriptors, sorted(os.environ), sockets[1:]]
 
 from pyllama_wasm.process import serve
 serve.HANDLERS["probe"] = probe
@@ -329,12 +338,13 @@ def test_the_process_can_reach_nothing(tiny_path: Path, tmp_path: Path, monkeypa
         assert set(model.sandbox_report().confinement.values()) == {"on"}
         expected = model.generate("abc", max_tokens=8, **GREEDY).tokens
         connection: Any = model._connection  # type: ignore[attr-defined]
-        found, limits, descriptors, variables = connection.ask(
+        found, limits, descriptors, variables, sockets = connection.ask(
             "probe", {"path": str(target), "parent": os.getpid()}, "probe"
         )
         assert found == dict.fromkeys(found, 1), "1 is EPERM"
+        assert sockets == [errno.EPIPE], "there is one, and the program reads nothing of it"
         assert limits == {"FSIZE": [0, 0], "CORE": [0, 0]}
-        assert len(descriptors) <= 7, "its pipes, the standard ones, its code, and the model"
+        assert len(descriptors) <= 8, "its pipes, the standard ones, its code, the model, and where files come from"
         # No SECRET_TOKEN; Python and threadpoolctl set the last two themselves.
         known = {*launch._KEPT_VARIABLES, *launch._ONE_THREAD, "LC_CTYPE", "KMP_DUPLICATE_LIB_OK"}
         assert set(variables) <= known
@@ -354,230 +364,26 @@ def test_the_processes_talk_by_nothing_that_could_run_code() -> None:
     assert imported and not imported & {"pickle", "marshal", "multiprocessing", "shelve", "dill", "cloudpickle"}
 
 
-# -- it is an enemy ---------------------------------------------------------------------------------------------------
-
-FAKE = """
-import os, struct, sys, time
-def read(n):
-    data = b""
-    while len(data) < n:
-        piece = os.read(0, n - len(data))
-        if not piece:
-            os._exit(0)
-        data += piece
-    return data
-with open(sys.argv[1]) as file:
-    blobs = file.read().split("|")
-for number, blob in enumerate(blobs):
-    if number:
-        _, n_text, n_data = struct.unpack("<4sII", read(12))
-        read(n_text + n_data)
-    data = memoryview(bytes.fromhex(blob))
-    while data:
-        data = data[os.write(1, data):]
-while True:
-    read(1)
-"""
+# -- what it is given -------------------------------------------------------------------------------------------------
 
 
-def reply(number: int, kind: str, value: object) -> bytes:
-    return pack({"id": number, kind: value}, CHILD_LIMITS)
-
-
-@pytest.fixture(scope="module")
-def facts(tiny_path: Path) -> dict[str, Any]:
-    with pw.Model(tiny_path, n_threads=1) as model:
-        return dict(facts_to_wire(model))
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Return a function that makes every process one that writes something at its start and after each request."""
-    file = tmp_path / "blobs"
-
-    def use(*blobs: bytes) -> None:
-        file.write_text("|".join(blob.hex() for blob in blobs))
-        command = [sys.executable, "-I", "-S", "-c", FAKE, str(file)]
-        monkeypatch.setattr(model_module, "child_command", lambda deterministic: command)
-
-    return use
-
-
-READY = reply(0, "result", {"seccomp": "on"})
-
-
-def test_a_fake_process_that_keeps_to_the_protocol_is_believed(
-    fake: Callable[..., None], facts: dict[str, Any], tiny_path: Path
-) -> None:
-    fake(READY, reply(1, "result", facts), reply(2, "result", np.array([5, 6], np.int32)))
-    with pw.Model(tiny_path, isolation="process") as model:
-        assert model.vocab.tokenize("abc") == [5, 6]
-
-
-START_ATTACKS: dict[str, tuple[bytes, ...]] = {
-    "no words": (b"Traceback: something\n" * 5,),
-    "zeros": (b"\0" * 4096,),
-    "a pickle": (b"\x80\x04\x95" + b"cos\nsystem\n(S'touch owned'\ntR." * 9,),
-    "a huge text": (struct.pack("<4sII", b"pwp1", 0xFFFFFFFF, 0),),
-    "huge data": (struct.pack("<4sII", b"pwp1", 2, 0xFFFFFFFF) + b"[]",),
-    "no dict": (pack([1, 2], CHILD_LIMITS),),
-    "no number": (pack({"result": 1}, CHILD_LIMITS),),
-    "a text for a number": (pack({"id": "0", "result": {}}, CHILD_LIMITS),),
-    "two replies in one": (pack({"id": 0, "result": {}, "error": 1}, CHILD_LIMITS),),
-    "an unknown reply": (reply(0, "run", "rm"),),
-    "a confinement that is none": (reply(0, "result", [1]),),
-    "an item": (reply(0, "item", 1),),
-    "a piece": (reply(0, "piece", 1),),
-    "a log that is none": (pack({"log": [1]}, CHILD_LIMITS),),
-    "a log without text": (pack({"log": ["pyllama_wasm.guest", 20, 5]}, CHILD_LIMITS),),
-    "an error that is none": (reply(0, "error", [["ModelError"], True]),),
-    "an error without a flag": (reply(0, "error", [["ModelError", "a", "b", "c", ""], 1]),),
-    "facts that are none": (READY, reply(1, "result", 5)),
-    "no facts": (READY, reply(1, "result", {})),
-    "progress that is none": (READY, reply(1, "progress", "x")),
-    "progress nobody asked for": (READY, reply(1, "progress", 0.5)),
-    "an end of another kind": (READY, reply(1, "made", None)),
-}
-
-
-@pytest.mark.parametrize("name", list(START_ATTACKS))
-def test_an_enemy_at_the_start_is_killed(
-    name: str, fake: Callable[..., None], tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    fake(*START_ATTACKS[name])
-    with pytest.raises(pw.ProcessDiedError) as caught:
-        pw.Model(tiny_path, isolation="process")
-    assert len(str(caught.value)) < 1000 and "\x1b" not in str(caught.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["blobs"]
-
-
-Ask = Callable[[Any], object]
-COMPLETION: list[Any] = ["x", np.array([5], np.int32), "stop", [1, 1, 0], [0.0, 0.0, 1, 0]]
-
-
-def tokenize(model: Any) -> object:
-    return model.vocab.tokenize("abc")
-
-
-def generate(model: Any) -> object:
-    return model.generate("abc", max_tokens=1)
-
-
-def embed(model: Any) -> object:
-    return model.embed(["a", "b"])
-
-
-def many(model: Any) -> object:
-    return model.generate_many(["a", "b"], max_tokens=1)
-
-
-def stream(model: Any) -> object:
-    return list(model.stream("abc", max_tokens=1))
-
-
-def changed(place: int, value: object) -> list[Any]:
-    return [*COMPLETION[:place], value, *COMPLETION[place + 1 :]]
-
-
-PIECE = ["x", [5], 1, 0, 0.0, 0.0]
-
-ATTACKS: dict[str, tuple[Ask, bytes]] = {
-    "tokens that are none": (tokenize, reply(2, "result", "abc")),
-    "a token out of range": (tokenize, reply(2, "result", np.array([1 << 30], np.int32))),
-    "a negative token": (tokenize, reply(2, "result", [-1])),
-    "tokens in floats": (tokenize, reply(2, "result", np.zeros(3, np.float32))),
-    "garbage": (tokenize, b"\xde\xad" * 4000),
-    "half a message": (tokenize, reply(2, "result", "abc")[:-3] + reply(2, "result", "abc") * 2),
-    "an item nobody asked for": (tokenize, reply(2, "item", 1)),
-    "a stream nobody asked for": (tokenize, reply(2, "made", None)),
-    "a piece nobody asked for": (tokenize, reply(2, "piece", PIECE)),
-    "a completion that is none": (generate, reply(2, "result", [])),
-    "a text that is none": (generate, reply(2, "result", changed(0, 5))),
-    "an unknown end": (generate, reply(2, "result", changed(2, "exploded"))),
-    "more tokens than asked for": (generate, reply(2, "result", changed(1, np.array([5, 6], np.int32)))),
-    "times that are none": (generate, reply(2, "result", changed(4, [float("nan"), 0, 0, 0]))),
-    "vectors of another shape": (embed, reply(2, "result", [np.zeros((2, 3), np.float32), [1, 1]])),
-    "vectors of another number": (embed, reply(2, "result", [np.zeros((3, 64), np.float32), [1, 1, 1]])),
-    "vectors of another kind": (embed, reply(2, "result", [np.zeros((2, 64), np.int32), [1, 1]])),
-    "a third item of two": (many, reply(2, "item", COMPLETION) * 3),
-    "an end after one of two": (many, reply(2, "item", COMPLETION) + reply(2, "result", None)),
-    "a piece before it was granted": (stream, reply(2, "made", None) + reply(2, "piece", PIECE)),
-    "no stream": (stream, reply(2, "item", None)),
-}
-
-
-@pytest.mark.parametrize("name", list(ATTACKS))
-def test_an_enemy_in_a_call_is_killed(
-    name: str, fake: Callable[..., None], facts: dict[str, Any], tiny_path: Path
-) -> None:
-    ask, blob = ATTACKS[name]
-    fake(READY, reply(1, "result", facts), blob)
-    with pw.Model(tiny_path, isolation="process") as model:
-        with pytest.raises(pw.ProcessDiedError) as caught:
-            ask(model)
-        assert len(str(caught.value)) < 1000
-        assert model.is_dead and is_buried(model._connection.pid)  # type: ignore[attr-defined]
-
-
-STREAM_ATTACKS = {
-    "more pieces than granted": reply(2, "piece", PIECE) * 9,
-    "a piece that is none": reply(2, "piece", ["x"]),
-    "a second token of one": reply(2, "piece", ["x", [5, 6], 1, 0, 0.0, 0.0]),
-    "an end with more tokens": reply(2, "result", changed(1, np.array([5, 6], np.int32))),
-    "text beyond the limit": reply(2, "piece", ["x" * 100, [5], 1, 0, 0.0, 0.0]),
-}
-
-
-@pytest.mark.parametrize("name", list(STREAM_ATTACKS))
-def test_an_enemy_in_a_stream_is_killed(
-    name: str, fake: Callable[..., None], facts: dict[str, Any], tiny_path: Path
-) -> None:
-    fake(READY, reply(1, "result", facts), reply(2, "made", None), STREAM_ATTACKS[name])
-    limits = pw.Limits(output_bytes=16)
-    with pw.Model(tiny_path, isolation="process", limits=limits) as model, pytest.raises(pw.ProcessDiedError):
-        stream(model)
-
-
-def test_an_enemy_that_says_nothing_is_killed_after_the_deadline_of_the_load(
-    fake: Callable[..., None], tiny_path: Path
-) -> None:
-    for blobs in ((b"",), (READY, b"")):
-        fake(*blobs)
-        began = time.monotonic()
-        with pytest.raises(pw.DeadlineError):
-            pw.Model(tiny_path, isolation="process", limits=pw.Limits(deadline_s=0.5))
-        assert time.monotonic() - began < 5
-
-
-def test_an_enemy_that_ends_is_told_of_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tiny_path: Path) -> None:
-    code = "import sys; sys.stderr.write('x' * 99 + '\\n\\x1b[2Jthe last words\\n'); sys.exit(7)"
-    monkeypatch.setattr(model_module, "child_command", lambda deterministic: [sys.executable, "-c", code])
-    with pytest.raises(pw.ProcessDiedError, match=r"status 7: \\x1b\[2Jthe last words") as caught:
-        pw.Model(tiny_path, isolation="process")
-    assert "\x1b" not in str(caught.value)
-    monkeypatch.setattr(model_module, "child_command", lambda deterministic: ["/nonexistent/python"])
-    with pytest.raises(pw.HostError, match="No such file"):
-        pw.Model(tiny_path, isolation="process")
-
-
-def test_an_enemy_can_fill_no_log_and_no_memory(
-    fake: Callable[..., None], facts: dict[str, Any], tiny_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    flood = pack({"log": ["pyllama_wasm.guest", 40, "\x1b[2J" + "y" * 3900]}, CHILD_LIMITS) * 10
-    other = pack({"log": ["root", 50, "not ours"]}, CHILD_LIMITS) * 3
-    unknown = reply(77, "result", ["z" * 1000]) * 50
-    progress = reply(1, "progress", 0.5) * 50
-    blobs = [READY + flood * 2 + other, unknown + progress + reply(1, "result", facts)]
-    fake(*blobs, *([flood] * 40))
-    with caplog.at_level(logging.INFO), pw.Model(tiny_path, isolation="process", progress=lambda f: None) as model:
+@linux
+def test_more_files_than_the_process_may_have_are_refused_and_none_is_mistaken(tiny_path: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": (64, 64)})
+    with pw.Model(tiny_path, n_threads=1, isolation="process") as model:
         connection: Any = model._connection  # type: ignore[attr-defined]
-        for _ in range(40):
-            connection._tell({"do": "more", "id": 99, "n": 1})
-        until = time.monotonic() + 10
-        while connection._n_read < 42 * len(flood) and time.monotonic() < until:
-            time.sleep(0.01)
-    records = [record for record in caplog.records if record.name == "pyllama_wasm.guest"]
-    assert 200 < len(records) < 350, "1 MiB of the 1.6 MiB"
-    assert not any("\x1b" in record.getMessage() for record in records)
-    assert not any("not ours" in record.getMessage() for record in caplog.records)
+        with tiny_path.open("rb") as file:
+            call = connection.start("load_adapter", {}, "load", files=[file.fileno()] * 300)
+            with pytest.raises(pw.HostError, match="could not be taken"):
+                connection.result(call)
+        assert model.load_lora(lora).name == "lora.gguf"  # the next gets its own
+
+
+def test_a_file_that_is_closed_is_an_error_of_the_call(tiny_path: Path) -> None:
+    with pw.Model(tiny_path, n_threads=1, isolation="process") as model:
+        connection: Any = model._connection  # type: ignore[attr-defined]
+        fd = os.open(tiny_path, os.O_RDONLY)
+        os.close(fd)
+        with pytest.raises(pw.HostError):
+            connection.start("load_adapter", {}, "load", files=[fd])
+        assert not connection._calls and not model.is_dead

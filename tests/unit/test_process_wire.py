@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import pyllama_wasm as pw
 from pyllama_wasm import errors
-from pyllama_wasm.process import values
+from pyllama_wasm.process import results, values
+from pyllama_wasm.process.results import Expected
 from pyllama_wasm.process.wire import CHILD_LIMITS, PARENT_LIMITS, WireError, WireLimits, pack, read_message
 
 SMALL = WireLimits(1 << 16, 1 << 16)
@@ -183,22 +184,64 @@ def test_no_memory_is_taken_for_bytes_that_do_not_come() -> None:
 
 
 def completion() -> pw.Completion:
-    usage, timings = pw.Usage(5, 2, 1), pw.Timings(0.1, 0.2, 7.0, 4, 1)
+    usage, timings = pw.Usage(5, 2, 1), pw.Timings(0.1, 0.2, 7.0, 4, 1, 3, 2)
     return pw.Completion("text", (3, 4), "stop", usage, timings)
 
 
 def test_a_completion_arrives() -> None:
-    value = reading(pack(values.completion_to_wire(completion()), SMALL))
-    assert values.completion_from_wire(value, pw.Completion, 10, 7.0) == completion()
+    value = reading(pack(results.completion_to_wire(completion()), SMALL))
+    assert Expected(pw.Completion, 10, 7.0).read(value) == completion()
     message: pw.ChatMessage = {"role": "assistant", "content": None, "reasoning_content": "Hm."}
     message["tool_calls"] = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     said = completion()
     chat = pw.ChatCompletion("", (3, 4), "tool_calls", said.usage, said.timings, message=message)
-    value = reading(pack(values.completion_to_wire(chat), SMALL))
-    assert values.completion_from_wire(value, pw.ChatCompletion, 10, 7.0) == chat
+    value = reading(pack(results.completion_to_wire(chat), SMALL))
+    assert Expected(pw.ChatCompletion, 10, 7.0).read(value) == chat
     for wrong in (None, {"content": 3}, {"content": "a", "tool_calls": [3]}, {"content": "a", "reasoning_content": 3}):
         with pytest.raises(WireError):
-            values.completion_from_wire([*value[:-1], wrong], pw.ChatCompletion, 10, 7.0)
+            Expected(pw.ChatCompletion, 10, 7.0).read([*value[:-1], wrong])
+
+
+def test_log_probabilities_arrive() -> None:
+    sent = [
+        pw.TokenLogprob(3, "a", b"a", -0.5, ((3, "a", -0.5), (4, "\ufffd", -2.25))),
+        pw.TokenLogprob(4, "\ufffd", b"\xff\xfe", -math.inf, ((3, "a", 0.0),)),
+        pw.TokenLogprob(2, "</s>", b"", 0.0),
+    ]
+    for items in (sent, sent[2:], []):
+        value = reading(pack(results.logprobs_to_wire(items), SMALL))
+        assert results.logprobs_from_wire(value, 10, 2, len(items), len(items)) == tuple(items)
+    whole = pw.Completion(
+        "text", (3, 4, 2), "stop", pw.Usage(4, 3), pw.Timings(0, 0, 7.0, 4, 2), logprobs=tuple(sent),
+        prompt_logprobs=(None, *sent),
+    )  # fmt: skip
+    value = reading(pack(results.completion_to_wire(whole), SMALL))
+    assert Expected(pw.Completion, 10, 7.0, n_top=2, is_scored=True, prompt_tokens=9).read(value) == whole
+
+
+def test_the_most_that_was_asked_for_is_the_most_that_is_taken() -> None:
+    value = results.completion_to_wire(completion())
+    assert Expected(pw.Completion, 10, 7.0, max_tokens=2, text_bytes=4).read(value).text == "text"
+    limits: tuple[dict[str, Any], ...] = ({"max_tokens": 1}, {"text_bytes": 3})
+    for most in limits:
+        with pytest.raises(WireError):
+            Expected(pw.Completion, 10, 7.0, **most).read(value)
+    said = pw.ChatCompletion("", (3,), "stop", pw.Usage(1, 1), pw.Timings(0, 0, 7.0, 1, 0), message={
+        "role": "assistant", "content": None, "reasoning_content": "ab",
+        "tool_calls": [{"id": "123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    })  # fmt: skip
+    value = results.completion_to_wire(said)
+    assert Expected(pw.ChatCompletion, 10, 7.0, text_bytes=14).read(value) == said
+    with pytest.raises(WireError):
+        Expected(pw.ChatCompletion, 10, 7.0, text_bytes=13).read(value)
+
+
+def test_a_prompt_of_a_conversation_arrives() -> None:
+    for prompt in (
+        pw.ChatPrompt("p"),
+        pw.ChatPrompt("p" * 999, ("s", "t"), "root ::= [a]", "f", True, ("<", 5), {6: "<t>"}, "g", True, False),
+    ):
+        assert results.prompt_from_wire(reading(pack(results.prompt_to_wire(prompt), SMALL)), 10) == prompt
 
 
 @pytest.mark.parametrize(
@@ -206,14 +249,15 @@ def test_a_completion_arrives() -> None:
     [
         (0, 5), (0, "\ud800"), (1, np.array([3, 10], np.int32)), (1, np.array([-1], np.int32)), (1, [1.5]), (1, [True]),
         (1, np.zeros((1, 1), np.int32)), (2, "done"), (2, []), (3, [1, 2]), (3, [1, 2, -3]), (3, [1, 2, 1 << 70]),
-        (4, [math.nan, 0, 1, 1]), (4, [math.inf, 0, 1, 1]), (4, ["0", 0, 1, 1]), (4, None),
+        (4, [math.nan, 0, 1, 1, 0, 0]), (4, [math.inf, 0, 1, 1, 0, 0]), (4, ["0", 0, 1, 1, 0, 0]), (4, [0, 0, 1, 1]),
+        (4, [0, 0, 1, 1, 0, -1]), (4, None), (5, []), (6, []),
     ],
 )  # fmt: skip
 def test_a_completion_that_is_none_is_refused(place: int, value: object) -> None:
-    sent = values.completion_to_wire(completion())
+    sent = results.completion_to_wire(completion())
     sent[place] = value
     with pytest.raises(WireError):
-        values.completion_from_wire(sent, pw.Completion, 10, 7.0)
+        Expected(pw.Completion, 10, 7.0).read(sent)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
