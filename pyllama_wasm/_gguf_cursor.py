@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -145,22 +145,33 @@ class Cursor:
             self._buffer, self._start, self._pos = b"", self.offset + n, 0
 
     def skip_strings(self, n: int, what: str) -> None:
-        """Step over ``n`` strings; the inner loop is what decides how long a large vocabulary takes."""
-        unpack_from, remaining = _U64.unpack_from, n
+        """Step over ``n`` strings."""
+        remaining = n
         while remaining:
-            buffer, pos, last = self._buffer, self._pos, len(self._buffer) - 8
-            while remaining and pos <= last:
-                end = pos + 8 + int(unpack_from(buffer, pos)[0])
-                if end > len(buffer):
-                    break
-                pos, remaining = end, remaining - 1
-            self._pos = pos
+            self._pos, remaining = _skip_whole(self._buffer, self._pos, remaining)
             if remaining:
                 length = self.u64(what)
                 self.skip(length, what)
                 remaining -= 1
                 if remaining:
                     self.fill(min(8, self.remaining), what)
+
+
+def _skip_whole(buffer: bytes, pos: int, n: int) -> tuple[int, int]:
+    """Return where those of ``n`` strings end that lie whole in the buffer, and how many do not.
+
+    The loop is what decides how long a large vocabulary takes.
+    """
+    unpack_from, size, left = _U64.unpack_from, len(buffer), n
+    with suppress(struct.error):  # the buffer ends within a length
+        for left in range(n, 0, -1):
+            (length,) = unpack_from(buffer, pos)
+            end = pos + 8 + length
+            if end > size:
+                return pos, left
+            pos = end
+        return pos, 0
+    return pos, left
 
 
 def read_items(cursor: Cursor, number: int, n: int, what: str) -> list[Scalar]:

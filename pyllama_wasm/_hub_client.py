@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from ._atomic_file import replacing
-from ._download import sha256_of
+from ._download import PIECE_BYTES, sha256_of
 from ._hub_reference import HubReference
+from ._hub_resume import CAN_RESUME, DigestError, fetch_blob, locate
 from .errors import (
     MissingExtraError,
     ModelAccessError,
@@ -138,7 +139,10 @@ class Hub:
         hub = _library(self.operation)
         file = snapshot.files[name]
         is_here = not force and self.path(snapshot.commit, name).exists()
+        blob: Path | None = None
         with self._translated(hub):
+            if not is_here and (blob := self._fetch_blob(hub, snapshot, name, _bar(on_bytes), force)) is not None:
+                force = False  # it is here but for the link to it
             path = Path(
                 hub.hf_hub_download(
                     self.reference.repo_id,
@@ -151,13 +155,34 @@ class Hub:
                     tqdm_class=_bar(on_bytes),
                 )
             )
-        if not is_here:
+        # The library asks the hub again, which may lead it to something else.
+        if not is_here and (blob is None or path.resolve() != blob.resolve()):
             try:
                 self._verify(path, file)
             except BaseException:  # interrupted: the next time it is looked at again
                 path.unlink(missing_ok=True)
                 raise
         return path
+
+    def _fetch_blob(self, hub: ModuleType, snapshot: Snapshot, name: str, bar: type, force: bool) -> Path | None:
+        """Fetch a file's content so that it can be gone on with, compare its digest, and return where it is.
+
+        None: the library is to.
+        """
+        sha256 = snapshot.files[name].sha256
+        if not CAN_RESUME or sha256 is None:
+            return None
+        blob = self.folder / "blobs" / sha256
+        if blob.exists() and not force:
+            return None
+        url = hub.hf_hub_url(self.reference.repo_id, name, revision=snapshot.commit, endpoint=endpoint())
+        place = locate(hub, url, sha256, TIMEOUT_S)
+        if place is None:
+            return None
+        try:
+            return blob if fetch_blob(hub, place, blob, bar, force) else None
+        except DigestError as error:
+            raise self._digest_error(name) from error
 
     def remember(self, snapshot: Snapshot) -> None:
         """Note in the cache which commit the revision was, as ``huggingface_hub`` does, for times without network."""
@@ -189,7 +214,11 @@ class Hub:
         blob = path.resolve()
         path.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
-        raise ModelFileError(self.operation, f"{path.name} does not have the digest that the hub tells", "try again")
+        raise self._digest_error(path.name)
+
+    def _digest_error(self, name: str) -> ModelFileError:
+        reason = f"{Path(name).name} does not have the digest that the hub tells"
+        return ModelFileError(self.operation, reason, "try again")
 
     @contextmanager
     def _translated(self, hub: ModuleType) -> Iterator[None]:
@@ -231,6 +260,8 @@ class Hub:
             return OfflineError(operation, reason, "check the network, and try again")
         if isinstance(error, OSError):
             return ModelFileError(operation, reason_of(error).splitlines()[0])
+        if isinstance(error, ValueError) and "hf_xet" in str(error):
+            return ModelFileError(operation, "it is too large for plain HTTP", "pip install hf_xet")
         return None
 
 
@@ -268,8 +299,12 @@ def _is_inside(name: str) -> bool:
 
 def _git_oid_of(path: Path) -> str:
     """Return git's digest of a file: SHA-1 of a header and the content."""
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _bar(on_bytes: Callable[[int], object]) -> type:

@@ -24,7 +24,8 @@ _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 _TABLES_OF_NUMBERS = re.compile(r"(^d2t|\.ffn_gate_tid2eid)(\.weight)?$")  # of tokens and of experts
 _MATRICES = re.compile(r"^(cls(\.output)?|decision\.scorer_out|conf_proj)\.weight$")  # of one output, maybe
 _NORM_OR_BIAS = re.compile(r"norm(\d|_\w+)?(\.weight)?$|\.bias$")
-_FLOATS, _INTEGERS = ("f32", "f16", "bf16", "f64"), ("i8", "i16", "i32", "i64")
+_FLOATS, _INTEGERS = ("f32", "f16", "bf16"), ("i8", "i16", "i32", "i64")
+_NOT_MULTIPLIED = frozenset({"f64", "q8_1", "q8_k"})  # the last two are what ggml makes of the other factor
 _OWN_WIDTHS = {
     "lfm2": "dense_2.weight",
     "lfm2moe": "dense_2.weight",
@@ -85,8 +86,9 @@ def _readable(headers: Iterator[GGUFReader]) -> Iterator[GGUFReader]:
 def check_types(tensors: Iterable[GGUFTensor], operation: str) -> None:
     """Raise ``ModelFormatError`` for a tensor of a type that ggml's operations on it do not take.
 
-    Whole numbers are no weights. Norms and biases are multiplied with and added to what is computed in f32, and must be
-    f32 themselves. A row has no blocks to quantize by: llama.cpp keeps everything of one dimension in a type of floats.
+    Whole numbers are no weights, and some types cannot be multiplied with. Norms and biases are multiplied with and
+    added to what is computed in f32, and must be f32 themselves. A row has no blocks to quantize by: llama.cpp keeps
+    everything of one dimension in a type of floats.
     """
     for tensor in tensors:
         if tensor.type_name == "f32" or _TABLES_OF_NUMBERS.search(tensor.name):
@@ -95,6 +97,9 @@ def check_types(tensors: Iterable[GGUFTensor], operation: str) -> None:
             raise ModelFormatError(
                 operation, f"tensor {tensor.name!r} has whole numbers ({tensor.type_name}), and weights have not"
             )
+        if tensor.type_name.lower() in _NOT_MULTIPLIED:
+            reason = f"tensor {tensor.name!r} has the type {tensor.type_name}, which nothing is multiplied with"
+            raise ModelFormatError(operation, reason)
         if _NORM_OR_BIAS.search(tensor.name):
             reason = f"tensor {tensor.name!r} has the type {tensor.type_name}, and norms and biases have f32"
             raise ModelFormatError(operation, reason)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ._atomic_file import close
 from .deadline import current_deadline
 from .errors import ModelFileError, OutOfMemoryError, PyllamaError, RequestError, reason_of
 
@@ -89,10 +90,10 @@ class Snapshot:
             if offset != before.st_size or times[0] != times[1]:
                 raise ModelFileError(operation, _CHANGED, "load it when it is whole")
         except BaseException:
-            os.close(copy)
+            close(copy)
             raise
         self.fd, self.size_bytes = copy, offset
-        weakref.finalize(self, os.close, copy).atexit = False
+        weakref.finalize(self, close, copy).atexit = False
 
 
 _known: weakref.WeakValueDictionary[tuple[int, ...], Snapshot] = weakref.WeakValueDictionary()
@@ -133,17 +134,17 @@ def unnamed_copy(read: Callable[[int], Any], limit_bytes: int, operation: str) -
     ``RequestError`` when ``read`` does not give bytes, ``OutOfMemoryError`` and, between two pieces, ``DeadlineError``.
     """
     try:
-        fd = _unnamed_file()
+        fd, reader = _unnamed_file()
     except OSError as error:
         raise ModelFileError(operation, f"no place for a copy of it: {reason_of(error)}") from error
     try:
-        with open(fd, "wb", buffering=0, closefd=False) as target:
+        with open(fd, "wb", buffering=0, closefd=reader != fd) as target:
             _copy(read, target, limit_bytes, operation)
-        _seal(fd)
+        _seal(reader)
     except BaseException:
-        os.close(fd)
+        close(reader)
         raise
-    return fd
+    return reader
 
 
 def _copy(read: Callable[[int], Any], target: Any, limit_bytes: int, operation: str) -> None:
@@ -185,11 +186,26 @@ def _read_at(fd: int, n: int, offset: int) -> bytes:
         return file.read(n)
 
 
-def _unnamed_file() -> int:
+def _unnamed_file() -> tuple[int, int]:
+    """Return descriptors of a new file, to write to and to keep: the same one where it can be sealed, and on Windows.
+
+    What is kept may go to another process, which is not to change the file.
+    """
     if sys.platform == "linux" and hasattr(os, "memfd_create"):  # some builds of Python are for a C library without it
-        return os.memfd_create("pyllama_wasm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile(prefix="pyllama_wasm-") as file:
-        return os.dup(file.fileno())
+        fd = os.memfd_create("pyllama_wasm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        return fd, fd
+    if sys.platform == "win32":  # where a file that is open for writing cannot be opened otherwise
+        with tempfile.TemporaryFile(prefix="pyllama_wasm-") as file:
+            fd = os.dup(file.fileno())
+            return fd, fd
+    fd, name = tempfile.mkstemp(prefix="pyllama_wasm-")
+    try:
+        return fd, os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        Path(name).unlink()
 
 
 def _seal(fd: int) -> None:

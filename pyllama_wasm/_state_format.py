@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +23,14 @@ from .errors import RequestError
 __all__ = [
     "Kind",
     "KvLayout",
+    "begin_container",
     "check_kv",
+    "end_container",
     "head_of",
     "one_stream",
     "pack_container",
     "pack_session",
+    "session_head",
     "unpack_container",
     "unpack_session",
     "with_streams",
@@ -37,6 +41,8 @@ Kind = Literal["context", "sequence"]
 MAGIC = b"PLLSTATE"
 VERSION = 1
 _HEAD = struct.Struct("<8sII32s")
+_DIGEST_BYTES = 32
+_PIECE_BYTES = 4 << 20
 _MAX_HEADER = 1 << 20
 
 SESSIONS: Mapping[Kind, tuple[int, int]] = {
@@ -51,14 +57,41 @@ _DAMAGED_HINT = "truncated or damaged?"
 
 def pack_container(header: Mapping[str, Any], payload: bytes) -> bytes:
     """Return payload and header with a digest before them."""
+    out = BytesIO()
+    begin_container(out, header)
+    out.write(payload)
+    end_container(out)
+    return out.getvalue()
+
+
+def begin_container(out: BytesIO, header: Mapping[str, Any]) -> None:
+    """Write what comes before the payload; the digest follows by ``end_container``."""
     text = json.dumps(header, sort_keys=True).encode()
-    digest = hashlib.sha256(text)
-    digest.update(payload)
-    return _HEAD.pack(MAGIC, VERSION, len(text), digest.digest()) + text + payload
+    out.write(_HEAD.pack(MAGIC, VERSION, len(text), b"") + text)
 
 
-def unpack_container(data: memoryview) -> tuple[dict[str, Any] | None, memoryview]:
-    """Return header and payload after checking the digest; no header when ``data`` is no container of ours."""
+def end_container(out: BytesIO, look: Callable[[], None] = lambda: None) -> None:
+    """Put the digest of header and payload in its place; ``look`` is called now and then and may raise."""
+    with out.getbuffer() as view:
+        view[_HEAD.size - _DIGEST_BYTES : _HEAD.size] = _digest(view[_HEAD.size :], look)
+
+
+def _digest(data: memoryview, look: Callable[[], None]) -> bytes:
+    found = hashlib.sha256()
+    with data:
+        for at in range(0, len(data), _PIECE_BYTES):
+            look()
+            found.update(data[at : at + _PIECE_BYTES])
+    return found.digest()
+
+
+def unpack_container(
+    data: memoryview, look: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any] | None, memoryview]:
+    """Return header and payload after checking the digest; no header when ``data`` is no container of ours.
+
+    ``look`` is called now and then and may raise.
+    """
     if bytes(data[: len(MAGIC)]) != MAGIC:
         return None, data
     if len(data) < _HEAD.size:
@@ -68,7 +101,7 @@ def unpack_container(data: memoryview) -> tuple[dict[str, Any] | None, memoryvie
         raise RequestError(OPERATION, f"version {version} of the format; this package writes {VERSION}")
     if n_header > _MAX_HEADER or _HEAD.size + n_header > len(data):
         raise RequestError(OPERATION, "its header ends beyond the data", _DAMAGED_HINT)
-    if hashlib.sha256(data[_HEAD.size :]).digest() != digest:
+    if _digest(data[_HEAD.size :], look) != digest:
         raise RequestError(OPERATION, "its content does not match its digest", _DAMAGED_HINT)
     try:
         header = json.loads(bytes(data[_HEAD.size : _HEAD.size + n_header]))
@@ -81,7 +114,12 @@ def unpack_container(data: memoryview) -> tuple[dict[str, Any] | None, memoryvie
 
 def pack_session(kind: Kind, tokens: Sequence[int], state: bytes) -> bytes:
     """Return what native llama.cpp writes into a session file."""
-    return struct.pack("<III", *SESSIONS[kind], len(tokens)) + np.asarray(tokens, "<i4").tobytes() + state
+    return session_head(kind, tokens) + state
+
+
+def session_head(kind: Kind, tokens: Sequence[int]) -> bytes:
+    """Return what comes before the state in a session file."""
+    return struct.pack("<III", *SESSIONS[kind], len(tokens)) + np.asarray(tokens, "<i4").tobytes()
 
 
 def unpack_session(kind: Kind, data: memoryview) -> tuple[list[int], memoryview]:

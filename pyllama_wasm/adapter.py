@@ -73,6 +73,11 @@ class LoraAdapter:
         model._check_open("load an adapter")
         if model.params.vocab_only or model.params.no_alloc:
             raise RequestError("load an adapter", "the model was loaded without its weights", "load it with them")
+        with model._bounded(None):
+            self._open(source)
+
+    def _open(self, source: Source) -> None:
+        model = self.model
         opened = ModelSource(source)
         try:
             self.name = opened.path.name

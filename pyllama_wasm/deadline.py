@@ -14,15 +14,15 @@ __all__ = ["Deadline", "check_seconds", "current_deadline", "deadline", "nearest
 
 _LEAD_SHARE = 0.1
 _LEAD_S = 0.1  # with the grace about as long as a cancelled call has to end by itself
-_GRACE_S = 0.01
+_GRACE_S, _ENOUGH_S = 0.01, 0.05  # a little longer where there is not enough time before the deadline
 
 
 class Deadline:
     """A moment by which a call must have come back.
 
     A little before it, :attr:`due_at`, the guest is asked to end, which leaves the model usable. A guest that computes
-    on for :attr:`grace_s` from then, which is until a little after that moment, is stopped for good. Times are those
-    of ``time.monotonic``.
+    on for :attr:`grace_s` from then, which is until that moment or, of a short deadline, until a little after, is
+    stopped for good. Times are those of ``time.monotonic``.
     """
 
     __slots__ = ("due_at", "grace_s", "seconds")
@@ -33,7 +33,7 @@ class Deadline:
         self.seconds = float(seconds)
         lead_s = min(_LEAD_S, _LEAD_SHARE * self.seconds)
         self.due_at = time.monotonic() + self.seconds - lead_s
-        self.grace_s = lead_s + _GRACE_S
+        self.grace_s = max(lead_s, min(lead_s + _GRACE_S, _ENOUGH_S))
 
     @property
     def is_due(self) -> bool:

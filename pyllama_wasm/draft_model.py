@@ -33,6 +33,8 @@ _LOAD = "load a draft model"
 class SharedModel(LoadedModel):
     """A model in the sandbox of ``target``, which lives no longer than it."""
 
+    _is_alone = False
+
     def __init__(self, target: LoadedModel, path: Source) -> None:
         """Load it: ``llama_model_load_from_file``; raises as ``Model`` does. What the target is loaded with holds."""
         began = perf_counter()
@@ -51,7 +53,7 @@ class SharedModel(LoadedModel):
         self.path, self._snapshots = source.path, source.snapshots
         try:
             check_fits(source, self.limits, self.params, self.context_params)
-            self._load(source, None, self.limits.memory_bytes)
+            self._load(source, None, None)
         except BaseException:
             self.free()
             raise

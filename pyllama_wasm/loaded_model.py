@@ -17,7 +17,6 @@ import numpy as np
 from ._diagnose import explain_load_failure
 from ._fork_locks import renew_after_fork
 from ._guest_log import RecentLog
-from ._memory_probe import ModelShape
 from ._model_check import check_loaded
 from ._model_kinds import NO_LOGITS, ROPE_TYPES
 from ._model_limits import bounded, check_fits, merged_limits
@@ -35,7 +34,6 @@ from .native.structs import Struct
 from .params import ContextParams, ModelParams
 from .sandbox_report import SandboxReport, report
 from .source import ModelSource, Source
-from .text import parse_count
 from .threadpool import Threadpool
 from .vocab import Vocab
 
@@ -137,6 +135,9 @@ class LoadedModel:
     """The model's own jinja template."""
 
     _prompt_cache: AttachedCache | None = None
+    _is_repacked_unasked = False
+    _is_alone = True
+    """Whether nothing was in the sandbox before it."""
 
     def __init__(
         self,
@@ -184,18 +185,34 @@ class LoadedModel:
         """Start the sandbox and load ``source``; close both again when that fails."""
         if self.params.kv_overrides:
             check_overrides(source.header(), self.params.kv_overrides, source.operation)
-        limits, limit = self.limits, self.limits.memory_bytes
-        blas, same = self.params.blas, self.params.deterministic
-        self.engine = Engine(memory_limit_bytes=limit, n_threads=n_threads, load=load, blas=blas, deterministic=same)
+        self._start_sandbox(source, n_threads, load)
+        try:
+            try:
+                self._load(source, progress, self.params.use_extra_bufts)
+            except OutOfMemoryError as error:
+                if not self._is_repacked_unasked:
+                    raise
+                logger.warning("%s; loading it again without repacked weights", error, extra={"model": self.path.name})
+                self.engine.close()
+                self._start_sandbox(source, n_threads, load)
+                self._load(source, progress, False)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_sandbox(self, source: ModelSource, n_threads: int, load: str) -> None:
+        """Start a sandbox with nothing in it."""
+        limits, blas, same = self.limits, self.params.blas, self.params.deterministic
+        self.engine = Engine(
+            memory_limit_bytes=limits.memory_bytes, n_threads=n_threads, load=load, blas=blas, deterministic=same
+        )
         self.engine.deadline_s, self.engine.output_bytes = limits.deadline_s, limits.output_bytes
         self.engine.files.limit = limits.open_files
         self.engine.name = self.path.name
         try:
             if (deadline := current_deadline()) is not None:
                 deadline.check(source.operation)
-            self.native = Native(self.engine)
-            self.guest_log = RecentLog(self.engine)
-            self._load(source, progress, limit)
+            self.native, self.guest_log = Native(self.engine), RecentLog(self.engine)
         except BaseException:
             self.close()
             raise
@@ -257,7 +274,8 @@ class LoadedModel:
         """
         if self.params.vocab_only or self.params.no_alloc:
             raise RequestError("save the model", "it was loaded without its weights", "load it with them")
-        save_model(self, path)
+        with self._bounded(None):
+            save_model(self, path)
 
     def cancel(self) -> None:
         """End the decode of this model that is running now, from any thread: it raises ``CancelledError``."""
@@ -357,7 +375,7 @@ class LoadedModel:
             self._threads = Threadpool(self.native, self.engine.n_threads)
         return self._threads
 
-    def _load(self, source: ModelSource, progress: Progress | None, memory_limit_bytes: int | None) -> None:
+    def _load(self, source: ModelSource, progress: Progress | None, repacks: bool | None) -> None:
         operation = source.operation
         failures: list[BaseException] = []
 
@@ -371,7 +389,8 @@ class LoadedModel:
                 return False
 
         guest_paths = self._guest_paths = source.grant(self.engine)
-        self._repacking = Repacking(self, source, guest_paths)
+        self._repacking = Repacking(self, source, guest_paths, repacks)
+        self._is_repacked_unasked = repacks is None and self._repacking.is_on
         mark = self.guest_log.mark()
         cause: PyllamaError | None = None
         try:
@@ -392,7 +411,7 @@ class LoadedModel:
             raise cause
         if isinstance(cause, (CancelledError, ClosedError)) or (cause is None and not log.lines):
             raise CancelledError(operation, "it was cancelled") from cause
-        raise explain_load_failure(source, cause, log, memory_limit_bytes) from cause
+        raise explain_load_failure(source, cause, log, self.limits.memory_bytes) from cause
 
     def _load_job(self, guest_paths: list[str], is_listed: bool, on_progress: Callable[..., bool]) -> bool:
         """Load model and vocabulary; on the engine thread. False: the guest answered null."""
@@ -445,26 +464,6 @@ class LoadedModel:
         self.description = self._text(native.llama_model_desc, ptr)
         template = int(native.llama_model_chat_template(ptr, None))
         self.chat_template = native.string(template) if template else None
-
-    def _shape(self) -> ModelShape:
-        """Return the sizes that decide how much memory a context takes; on the engine thread."""
-        if self.params.no_alloc:
-            raise RequestError("create a context", "the model was loaded with no_alloc", "load it with its weights")
-        architecture = self._meta("general.architecture")
-
-        def size(key: str, default: int) -> int:
-            found = parse_count(self._meta(f"{architecture}.{key}"))
-            return default if found is None else found
-
-        head = self.n_embd // max(self.n_head, 1)
-        n_embd_k = self.n_head_kv * size("attention.key_length", head)
-        n_embd_v = self.n_head_kv * size("attention.value_length", head)
-        if rank := size("attention.kv_lora_rank", 0):  # multi-head latent attention caches the compressed form
-            n_embd_k, n_embd_v = rank, 0
-        if self.is_recurrent or self.is_hybrid:  # few layers or none have a cache that grows with the context
-            n_embd_k = n_embd_v = 0
-        n_ff = size("feed_forward_length", 0)
-        return ModelShape(self.n_layer, self.n_embd, n_ff, self.vocab.n_tokens, n_embd_k, n_embd_v, self.n_swa)
 
     def _meta(self, key: str) -> str:
         """Return one metadata value as text, empty when there is none; on the engine thread."""

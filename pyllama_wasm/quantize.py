@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import _abi
-from ._atomic_file import PREFIX, final_path, put_in_place
+from ._atomic_file import PREFIX, discard, final_path, put_in_place
 from ._guest_log import LogExcerpt, RecentLog
 from ._quantize_struct import write_params
 from .errors import (
@@ -309,7 +308,7 @@ class _Quantization:
                 raise
             raise ModelFileError(f"write {self.dst.name}", reason_of(error)) from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
 
     def _targets(self, folder: Path) -> list[Path]:
         """Return names of our own: the guest must be able to make those of split files out of their stem."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import _atomic_file
 from ._gguf_cursor import check_magic
 from ._snapshot import LIMIT_BYTES, Snapshot, open_regular, too_large, unnamed_copy
 from .errors import ModelFileError, RequestError, reason_of
@@ -38,6 +41,12 @@ class OpenedFiles:
     descriptors: tuple[int, ...]
     is_listed: bool = False
     """As in ``ModelSource``."""
+
+    repacks: bool = False
+    """Whether weights are to be repacked: it is who opened the files that decides."""
+
+    weights: int | None = None
+    """A file with the repacked weights of an earlier load."""
 
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | bytes | bytearray | memoryview | Readable
@@ -69,6 +78,9 @@ class ModelSource:
         self.is_listed = False
         """Whether the parts were given one by one."""
         self._granted: list[tuple[GrantedFile, int]] = []
+        self._headers: dict[int, tuple[tuple[int, ...], GGUFReader]] = {}
+        self.opened_files: OpenedFiles | None = None
+        """What it was given, if that is files that somebody else has opened."""
         self.snapshots: tuple[Snapshot, ...] = ()
         """The copies, one for each file. Whoever keeps them lets later loads of the unchanged file share them."""
         if isinstance(source, (str, os.PathLike)):
@@ -114,20 +126,34 @@ class ModelSource:
             return 0
 
     def header(self) -> GGUFReader:
-        """Read the header of the first file; raises as ``GGUFReader`` does."""
-        return GGUFReader(self._data, self.operation)
+        """Read the header of the first file; raises as ``GGUFReader`` does. Again only when the file has changed."""
+        return self._header(0, self._data, self.operation)
 
     def part_headers(self) -> Iterator[GGUFReader]:
         """Read the headers of the further parts, one by one; raises as ``GGUFReader`` does."""
         for number, part in enumerate(self.parts, 1):
             data = self.snapshots[number].fd if self.snapshots else part
-            yield GGUFReader(data, f"{self.operation}: part {part.name}")
+            yield self._header(number, data, f"{self.operation}: part {part.name}")
+
+    def _header(self, number: int, data: Path | int, operation: str) -> GGUFReader:
+        """Return the header of a file; of a large vocabulary reading it takes longer than all other checks."""
+        try:
+            info = os.fstat(data) if isinstance(data, int) else data.stat()
+            # The time of the last change of any kind (ctime) is the one that a writer cannot set.
+            state = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        except (OSError, ValueError):  # the reader says what is wrong
+            return GGUFReader(data, operation)
+        known = self._headers.get(number)
+        if known is None or known[0] != state:
+            known = self._headers[number] = (state, GGUFReader(data, operation))
+        return known[1]
 
     def grant(self, engine: Engine) -> list[str]:
         """Let ``engine`` read the files; return their guest paths, the first one first."""
         if self._fd is not None:
             return [engine.files.grant_fd(self._fd, self.path.name)]
         guest_paths: list[str] = []
+        self._granted = []  # it may be the second engine, in place of one that was closed
         for number, path in enumerate((self.path, *self.parts)):
             beside = None if self.is_listed or not guest_paths else guest_paths[0]
             try:
@@ -178,11 +204,12 @@ class ModelSource:
                 raise ModelFileError(self.operation, reason, "load it when it is whole")
 
     def close(self) -> None:
-        """Forget the unnamed files; what is granted or mapped of them stays. Again is fine."""
+        """Forget the unnamed files and the headers; what is granted or mapped of them stays. Again is fine."""
         self.snapshots, self._granted = (), []
+        self._headers.clear()  # with the texts of all tokens
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            os.close(fd)
+            _atomic_file.close(fd)
 
     def _find_parts(self) -> None:
         names = split_parts(self.path.name)
@@ -199,6 +226,7 @@ class ModelSource:
         self.is_listed = True
 
     def _take_opened(self, files: OpenedFiles) -> None:
+        self.opened_files = files
         self.path, *self.parts = (Path(name) for name in files.names)
         self.is_listed = files.is_listed
         # They are what copies are: descriptors to grant. Who made them has seen to it that they are the right kind.
@@ -214,7 +242,7 @@ class ModelSource:
         elif is_copied:
             self.snapshots = (Snapshot.of(fd, self._limit, self.operation),)
         else:
-            self._fd = os.dup(fd)
+            self._fd = _reopened(fd)
 
     def _take_snapshots(self) -> None:
         """Copy the files that were given by name; together they have at most the limit."""
@@ -285,6 +313,17 @@ def _reader(data: bytes | bytearray | memoryview) -> Callable[[int], memoryview]
 def _name_of(file: object) -> str:
     name = getattr(file, "name", None)
     return Path(name).name or "file" if isinstance(name, str) else "file object"
+
+
+def _reopened(fd: int) -> int:
+    """Return a descriptor of the same file with a position of its own, since it may go to another process.
+
+    Where the system cannot, or does not let it be opened again, one that shares the position.
+    """
+    if sys.platform == "linux" and stat.S_ISREG(os.fstat(fd).st_mode):
+        with suppress(OSError):
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    return os.dup(fd)
 
 
 def _whole_file(file: object) -> int | None:

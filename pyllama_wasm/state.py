@@ -7,6 +7,8 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -16,13 +18,15 @@ from ._state_format import (
     OPERATION,
     Kind,
     KvLayout,
+    begin_container,
     check_kv,
-    pack_container,
-    pack_session,
+    end_container,
+    session_head,
     unpack_container,
     unpack_session,
 )
-from .errors import RequestError, SandboxError, UnsupportedModelError
+from .deadline import Deadline, current_deadline
+from .errors import PyllamaError, RequestError, SandboxError, UnsupportedModelError
 from .memory import check_seq
 
 if TYPE_CHECKING:
@@ -83,11 +87,13 @@ class State:
 
     def save(self, file: File, tokens: Sequence[int] = (), *, native: bool = False) -> None:
         """Write ``get_data`` to a path, which is replaced in one step, or to a binary file object."""
-        _write(file, self._get(None, tokens, native))
+        with self._bounded():
+            _write(file, self._get(None, tokens, native))
 
     def load(self, file: File) -> list[int]:
         """Do ``set_data`` with what a path or the rest of a binary file object holds; return the tokens."""
-        return self._set(None, self._read(file))
+        with self._bounded():
+            return self._set(None, self._read(file))
 
     def seq_size_bytes(self, seq_id: int = 0) -> int:
         """Bytes of one sequence's state now: ``llama_state_seq_get_size``."""
@@ -109,19 +115,28 @@ class State:
 
     def seq_save(self, file: File, seq_id: int = 0, tokens: Sequence[int] = (), *, native: bool = False) -> None:
         """Write ``seq_get_data`` to a path or a binary file object: ``llama_state_seq_save_file``."""
-        _write(file, self.seq_get_data(seq_id, tokens, native=native))
+        with self._bounded():
+            _write(file, self.seq_get_data(seq_id, tokens, native=native))
 
     def seq_load(self, file: File, seq_id: int = 0) -> list[int]:
         """Do ``seq_set_data`` with what a path or a binary file object holds: ``llama_state_seq_load_file``."""
         check_seq(seq_id, self._context.n_seq_max)
-        return self._set(seq_id, self._read(file))
+        with self._bounded():
+            return self._set(seq_id, self._read(file))
 
     def _get(self, seq_id: int | None, tokens: Sequence[int], is_native: bool) -> bytes:
         kind: Kind = "context" if seq_id is None else "sequence"
         vocab = self._context.model.vocab
         checked = [vocab._check(token, _SAVE) for token in tokens]
-        session = pack_session(kind, checked, self._run(lambda c: _state_of(c, seq_id), _SAVE))
-        return session if is_native else pack_container(self._header(kind), session)
+        out = BytesIO()  # its ``getvalue`` copies nothing
+        with self._bounded():
+            if not is_native:
+                begin_container(out, self._header(kind))
+            out.write(session_head(kind, checked))
+            self._run(lambda c: _write_state(c, seq_id, out), _SAVE)
+            if not is_native:
+                end_container(out, lambda: _look(_SAVE))
+        return out.getvalue()
 
     def _set(self, seq_id: int | None, data: bytes | bytearray | memoryview) -> list[int]:
         kind: Kind = "context" if seq_id is None else "sequence"
@@ -129,23 +144,28 @@ class State:
             view = memoryview(data).cast("B")
         except TypeError as error:
             raise RequestError(OPERATION, f"{type(data).__name__} is no bytes, or not contiguous") from error
-        header, session = unpack_container(view)
-        if header is not None:
-            _check_header(header, self._header(kind))
-        tokens, state = unpack_session(kind, session)
-        for token in tokens:
-            self._context.model.vocab._check(token, OPERATION)
+        with self._bounded():
+            header, session = unpack_container(view, lambda: _look(OPERATION))
+            if header is not None:
+                _check_header(header, self._header(kind))
+            tokens, state = unpack_session(kind, session)
+            for token in tokens:
+                self._context.model.vocab._check(token, OPERATION)
 
-        def job(context: Context) -> None:
-            if context._is_copy_pending:
-                raise RequestError(OPERATION, "a copied sequence is not copied yet", "decode first")
-            layout = _kv_layout(context)
-            if layout is not None:
-                check_kv(kind, state, layout)
-            _set_state(context, seq_id, bytes(state))
+            def job(context: Context) -> None:
+                if context._is_copy_pending:
+                    raise RequestError(OPERATION, "a copied sequence is not copied yet", "decode first")
+                layout = _kv_layout(context)
+                if layout is not None:
+                    check_kv(kind, state, layout)
+                _set_state(context, seq_id, state)
 
-        self._run(job, OPERATION)
+            self._run(job, OPERATION)
         return tokens
+
+    def _bounded(self) -> AbstractContextManager[Deadline | None]:
+        """Have one deadline hold for all that a call does, in the sandbox and outside."""
+        return self._context.model._bounded(None)
 
     def _header(self, kind: Kind) -> dict[str, Any]:
         context = self._context
@@ -175,7 +195,7 @@ class State:
                 if status.st_size > limit:
                     raise RequestError(OPERATION, _TOO_LARGE)
                 return _read_all(opened, limit)
-        except RequestError:
+        except PyllamaError:
             raise
         except (OSError, ValueError) as error:
             raise RequestError(OPERATION, f"{os.fspath(file)} cannot be read: {error}") from error
@@ -235,6 +255,13 @@ _OTHER_MEMORIES = frozenset({"deepseek32", "deepseek4", "dots3note", "glm-dsa", 
 
 def _state_of(context: Context, seq_id: int | None) -> bytes:
     """Return the state as native session files hold it; on the engine thread."""
+    out = BytesIO()
+    _write_state(context, seq_id, out)
+    return out.getvalue()
+
+
+def _write_state(context: Context, seq_id: int | None, out: BytesIO) -> None:
+    """Write the state as native session files hold it; on the engine thread."""
     if context._is_shift_pending or context._is_copy_pending:
         reason = "sequences were moved or copied since the last decode, and it is not carried out yet"
         raise RequestError(_SAVE, reason, "decode first")
@@ -251,21 +278,24 @@ def _state_of(context: Context, seq_id: int | None) -> bytes:
             n = int(native.llama_state_seq_get_data(ptr, buffer, size, seq_id))
         if not n or n != size:
             raise SandboxError(_SAVE, "the guest could not write it")
-        data = native.engine.memory.read(buffer, n)
-    return data if seq_id is None else data[8:]
+        skipped = 0 if seq_id is None else 8
+        native.read_into(buffer + skipped, n - skipped, out, _SAVE)
 
 
-def _set_state(context: Context, seq_id: int | None, state: bytes) -> None:
+def _set_state(context: Context, seq_id: int | None, state: bytes | memoryview) -> None:
     """Give the state to the guest; what it refuses leaves nothing half read; on the engine thread."""
     native, ptr = context._native, context._ptr
     mark = context.model.guest_log.mark()
-    data = state if seq_id is None else struct.pack("<Ii", _SEQ_MAGIC, seq_id) + state
-    with native.array(data) as buffer:
+    head = b"" if seq_id is None else struct.pack("<Ii", _SEQ_MAGIC, seq_id)
+    size = len(head) + len(state)
+    with native.scratch(size) as buffer:
+        native.engine.memory.write(buffer, head)
+        native.write(buffer + len(head), state, OPERATION)
         if seq_id is None:
-            n = int(native.llama_state_set_data(ptr, buffer, len(data)))
+            n = int(native.llama_state_set_data(ptr, buffer, size))
         else:
-            n = int(native.llama_state_seq_set_data(ptr, buffer, len(data), seq_id))
-    if n == len(data):
+            n = int(native.llama_state_seq_set_data(ptr, buffer, size, seq_id))
+    if n == size:
         if seq_id is None:
             context._is_shift_pending = False
         return
@@ -275,7 +305,7 @@ def _set_state(context: Context, seq_id: int | None, state: bytes) -> None:
         native.llama_memory_seq_rm(context._memory, seq_id, -1, -1)
     lines = context.model.guest_log.since(mark).lines
     # The first line says what was wrong, the next that therefore the state could not be restored.
-    reason = lines[0].partition(": ")[2] if lines else f"{len(data) - n} bytes are left over"
+    reason = lines[0].partition(": ")[2] if lines else f"{size - n} bytes are left over"
     raise RequestError(OPERATION, reason, "made with other settings, or damaged?")
 
 
@@ -288,6 +318,7 @@ def _read_all(file: IO[bytes], limit: int) -> bytearray:
     """Read to the end piece by piece: a file object may allocate all it is asked for at once."""
     data = bytearray()
     while True:
+        _look(OPERATION)
         piece = file.read(_PIECE_BYTES)
         if not isinstance(piece, bytes):
             raise RequestError(OPERATION, "the file does not give bytes", "open it in binary mode")
@@ -298,6 +329,12 @@ def _read_all(file: IO[bytes], limit: int) -> bytearray:
             raise RequestError(OPERATION, _TOO_LARGE)
 
 
+def _look(operation: str) -> None:
+    """Raise ``DeadlineError`` when the deadline of the calling thread has come."""
+    if (deadline := current_deadline()) is not None:
+        deadline.check(operation)
+
+
 def _write(file: File, data: bytes) -> None:
     if not isinstance(file, (str, os.PathLike)):
         file.write(data)
@@ -305,6 +342,10 @@ def _write(file: File, data: bytes) -> None:
     path = Path(file)
     try:
         with replacing(path, private=True) as (fd, _), open(fd, "wb", closefd=False) as opened:
-            opened.write(data)
+            for at in range(0, len(data), _PIECE_BYTES):
+                _look(_SAVE)
+                opened.write(memoryview(data)[at : at + _PIECE_BYTES])
+    except PyllamaError:
+        raise
     except (OSError, ValueError) as error:
         raise RequestError(_SAVE, f"{path} cannot be written: {error}") from error

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm import loaded_model
+from pyllama_wasm import _atomic_file, loaded_model
 from pyllama_wasm._snapshot import Snapshot
 from pyllama_wasm.errors import DeadlineError, GuestDiedError
 from pyllama_wasm.host import Engine
 from pyllama_wasm.host.watchdog import watchdog
+from pyllama_wasm.native import native as native_calls
+from pyllama_wasm.state import State
 from tests.wasm.guests import CANCEL, SPIN, STOP, THREAD_IMPORTS, THREADS, guest
 
 from .overrun import KINDS, Bench, Files, Kind
@@ -106,6 +109,74 @@ def test_a_job_of_many_short_calls_is_refused_the_next_one_and_the_guest_lives()
             ends(lambda: engine.run(job, "count"))
         assert not engine.is_dead
         assert engine.call("idle") == 1
+
+
+def test_what_the_host_does_for_long_is_ended_between_its_pieces() -> None:
+    with Engine(module=guest(SPIN)) as engine:
+        engine.check_time("copy")
+        engine.run(lambda: engine.check_time("copy"))
+
+        def job() -> None:
+            while True:
+                engine.check_time("copy")
+
+        with pw.deadline(0.1):
+            assert ends(lambda: engine.run(job, "count")).operation == "count"
+            assert ends(lambda: engine.check_time("copy")).operation == "copy"
+        assert not engine.is_dead
+
+
+def test_large_arguments_are_copied_piece_by_piece(tiny: pw.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    native, data = tiny.native, bytes(range(256)) * 50
+    looks: list[str] = []
+    monkeypatch.setattr(native_calls, "PIECE_BYTES", 5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.engine, "check_time", looks.append)
+        with native.array(data) as ptr:
+            assert native.engine.memory.read(ptr, len(data)) == data
+            out = BytesIO()
+            native.read_into(ptr, len(data), out, "read")
+            assert out.getvalue() == data
+    assert looks == ["copy into the sandbox"] * 3 + ["read"] * 3
+
+    def job() -> None:
+        time.sleep(0.2)
+        with native.array(data):
+            raise AssertionError("its time was up")
+
+    with pw.deadline(0.1):
+        ends(lambda: tiny.engine.run(job))
+    assert is_usable(tiny)
+
+
+def test_a_state_is_hashed_and_written_in_time(tiny: pw.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(file: Path) -> None:
+        time.sleep(1)
+        raise OSError("nobody hears of it any more")
+
+    with tiny.context(n_ctx=256) as context:
+        batch = pw.Batch(8)
+        batch.add_sequence([5] * 8)
+        context.decode(batch)
+        data = context.state.get_data()
+        assert tiny.metadata
+        with monkeypatch.context() as patch:
+            patch.setattr(State, "_run", lambda *_: time.sleep(0.1))  # what the sandbox does
+            for call in (context.state.get_data, lambda: context.state.seq_get_data(0)):
+                with pw.deadline(0.05):
+                    assert ends(call).operation == "save a state"
+        (tmp_path / "state").write_bytes(b"old")
+        with monkeypatch.context() as patch:
+            patch.setattr(_atomic_file, "_sync", slowly)
+            with pw.deadline(0.3):
+                assert ends(lambda: context.state.save(tmp_path / "state")).operation == "write state"
+        assert [file.name for file in tmp_path.iterdir()] == ["state"]
+        assert (tmp_path / "state").read_bytes() == b"old"
+        with pw.deadline(0.01):
+            time.sleep(0.01)
+            ends(lambda: context.state.set_data(data))
+            ends(lambda: context.state.load(tmp_path / "state"))
+        context.state.set_data(data)
 
 
 def test_a_job_that_waits_behind_another_is_withdrawn() -> None:
@@ -311,6 +382,23 @@ def test_a_load_ends_before_anything_runs(tiny_path: Path, monkeypatch: pytest.M
         limits = pw.Limits(deadline_s=deadline_s)
         error = ends(lambda limits=limits: pw.Model(tiny_path, load=load, limits=limits))  # type: ignore[misc]
         assert error.operation == "load tiny.gguf"
+
+
+class Dripping:
+    """A file object that never ends."""
+
+    def read(self, n: int) -> bytes:
+        time.sleep(0.01)
+        return b"GGUF"
+
+
+def test_copying_what_never_ends_ends(tiny_path: Path) -> None:
+    limits = pw.Limits(deadline_s=0.2)
+    ends(lambda: pw.Model(Dripping(), limits=limits))
+    with pw.Model(tiny_path, n_threads=1, limits=pw.Limits(deadline_s=5)) as own:
+        own.limits = limits  # those of the load would be as short
+        ends(lambda: own.load_lora(Dripping()))
+        assert is_usable(own)
 
 
 def test_reading_a_long_header_ends(tiny_path: Path, tmp_path: Path) -> None:

@@ -16,16 +16,7 @@ from pyllama_wasm.host import cache as code_cache
 from pyllama_wasm.host import ffi, module
 from pyllama_wasm.host.threads import MAX_WASM_STACK_BYTES
 
-from ..wasm.test_host_module import is_compiled, load_afresh, wasm_file
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("PYLLAMA_WASM_CACHE", str(folder))
-    return folder
+from ..wasm.cached import is_compiled, load_afresh, posix, wasm_file
 
 
 def plant(cache: Path, path: Path, code: bytes) -> Path:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from pyllama_wasm._atomic_file import final_path, put_in_place, replacing
+import pyllama_wasm as pw
+from pyllama_wasm import _atomic_file
+from pyllama_wasm._atomic_file import close, discard, final_path, put_in_place, replacing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and limits are POSIX's")
 
@@ -170,3 +175,172 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
     assert done.stdout == "File too large\n", done.stderr
     assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
+
+
+def test_a_disk_that_is_in_time_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    with pw.deadline(60):
+        write(path, b"old")
+    assert path.read_bytes() == b"old"
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pw.deadline(60), pytest.raises(OSError, match="No space left"):
+        write(path, b"new")
+    assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
+
+
+def test_a_disk_that_is_not_in_time_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    done = threading.Event()
+
+    def slow(_: object) -> None:
+        done.wait(30)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    began = time.monotonic()
+    with pw.deadline(0.1), pytest.raises(pw.DeadlineError, match="write file: it did not end"):
+        write(path, b"new")
+    assert time.monotonic() - began < 10
+    assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
+    done.set()
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_what_nobody_wants_goes(tmp_path: Path, is_late: bool) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a", "b", "inner/c"):
+        (folder / name).write_bytes(b"content")
+    (tmp_path / "file").write_bytes(b"content")
+    with pw.deadline(1e-6 if is_late else 60):
+        time.sleep(1e-3)
+        for name in ("folder", "missing", "file"):
+            discard(tmp_path / name)
+    ends_at = time.monotonic() + 10
+    while names(tmp_path) and is_late and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert names(tmp_path) == []
+
+
+def test_who_is_late_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, closed = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        assert done.wait(30)
+        closed.set()
+
+    monkeypatch.setattr(os, "close", slow)
+    monkeypatch.setattr(Path, "unlink", slow)
+    (tmp_path / "file").write_bytes(b"content")
+    began = time.monotonic()
+    with pw.deadline(1e-6):
+        time.sleep(1e-3)
+        discard(tmp_path / "file")
+        close(0)
+    assert time.monotonic() - began < 10 and not closed.is_set()
+    done.set()
+    assert closed.wait(10)
+
+
+def test_the_sync_of_a_folder_is_not_waited_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(_atomic_file, "_sync_folder", lambda _: done.wait(30))
+    with pw.deadline(0.2):
+        write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    done.set()
+
+
+def test_a_disk_is_waited_for_where_there_is_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_raw_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pw.deadline(60):
+        write(tmp_path / "kept", b"new")
+    monkeypatch.setattr(_thread, "start_new_thread", no_raw_thread)
+    fd = os.open(tmp_path / "kept", os.O_RDONLY)
+    with pw.deadline(1e-6):
+        time.sleep(1e-3)
+        discard(tmp_path / "kept")
+        close(fd)
+    assert names(tmp_path) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_disk_that_hangs_takes_no_more_threads_than_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    synced: list[int] = []
+
+    def slow(fd: int) -> None:
+        done.wait(30)
+        synced.append(fd)
+
+    def is_idle() -> bool:
+        return not _atomic_file._n_threads and not _atomic_file._waiting
+
+    monkeypatch.setattr(os, "fsync", slow)
+    n_before = threading.active_count()
+    for i in range(12):
+        with pw.deadline(0.01), pytest.raises(pw.DeadlineError):
+            write(tmp_path / f"file{i}", b"new")
+    assert threading.active_count() - n_before <= _atomic_file._MOST_THREADS
+    done.set()
+    ends_at = time.monotonic() + 10
+    while not is_idle() and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert is_idle() and names(tmp_path) == [] and len(synced) >= _atomic_file._MOST_THREADS - 1
+    monkeypatch.undo()
+    with pw.deadline(60):
+        write(tmp_path / "file", b"new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_files_that_are_slow_to_close_take_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    closed: list[int] = []
+
+    def slow(fd: int) -> None:
+        done.wait(30)
+        closed.append(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", slow)
+        with pw.deadline(1e-6):
+            time.sleep(1e-3)
+            for fd in range(1000, 1020):
+                close(fd)
+        assert len(_atomic_file._closers) == _atomic_file._MOST_THREADS
+        done.set()
+        ends_at = time.monotonic() + 10
+        while _atomic_file._closers and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        assert sorted(closed) == list(range(1000, 1020))
+
+
+def test_whatever_goes_wrong_on_a_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("it is odd")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pw.deadline(60), pytest.raises(ValueError, match="it is odd"):
+        write(tmp_path / "file", b"new")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="there is no fork here")
+def test_a_forked_child_counts_its_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_atomic_file, "_n_threads", 8)
+    lock = _atomic_file._lock
+    _atomic_file._after_fork()
+    assert _atomic_file._n_threads == 0 and _atomic_file._lock is not lock

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 import pyllama_wasm as pw
+from pyllama_wasm import _hub_resume
 
 from ..hub_server import TOKEN, HubServer, Repo
 
@@ -142,6 +149,184 @@ def test_a_connection_that_breaks_is_resumed(server: HubServer, repo: Repo, monk
     ranges = [request.headers.get("range") for request in server.asked("GET", "/blobs/")]
     assert ranges == [None, "bytes=30000-", "bytes=50000-"]
     assert seen[-1] == len(Q4)
+
+
+def test_a_later_call_goes_on_where_one_was_interrupted(
+    server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done >= 30_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pw.pull("user/repo-GGUF", progress=interrupt)
+    assert pw.list_models() == []
+    blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--user--repo-GGUF" / "blobs"
+    (partial,) = blobs.iterdir()
+    have = partial.stat().st_size
+    assert 0 < have < len(Q4)
+    seen: list[int] = []
+    assert pw.pull("user/repo-GGUF", progress=lambda done, _: seen.append(done)).read_bytes() == Q4
+    assert [request.headers.get("range") for request in server.asked("GET", "/blobs/")] == [None, f"bytes={have}-"]
+    assert seen[0] == have and seen[-1] == len(Q4)
+    assert [file.name for file in blobs.iterdir()] == [hashlib.sha256(Q4).hexdigest()]
+
+
+@pytest.mark.parametrize("left", [b"", Q4, Q4 + b"more", b"GGUF of another file"], ids=["none", "all", "more", "other"])
+def test_what_was_left_is_compared_with_the_digest(server: HubServer, repo: Repo, left: bytes) -> None:
+    blob = pw.pull("user/repo-GGUF").resolve()
+    blob.unlink()
+    partial = blob.with_name(blob.name + _hub_resume.PARTIAL)
+    partial.write_bytes(left)
+    if left.startswith(b"GGUF of"):
+        with pytest.raises(pw.ModelFileError, match="does not have the digest that the hub tells"):
+            pw.pull("user/repo-GGUF")
+        assert not partial.exists()
+    assert pw.pull("user/repo-GGUF").read_bytes() == Q4
+    assert not partial.exists()
+
+
+def blob_of(data: bytes) -> Path:
+    blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--user--repo-GGUF" / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    return blobs / hashlib.sha256(data).hexdigest()
+
+
+def left_of(blob: Path, data: bytes) -> Path:
+    partial = blob.with_name(blob.name + _hub_resume.PARTIAL)
+    partial.write_bytes(data)
+    return partial
+
+
+def test_a_server_cannot_fill_the_disk(server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = blob_of(Q4)
+    server.swollen.add(blob.name)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    seen: list[int] = []
+    with pytest.raises(pw.ModelFileError, match="does not have the digest that the hub tells"):
+        pw.pull("user/repo-GGUF", progress=lambda done, _: seen.append(done))
+    assert max(seen) <= len(Q4) + 10_000
+    assert not list(blob.parent.iterdir())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_cannot_be_gone_on_with_is_begun_anew(server: HubServer, repo: Repo, force: bool) -> None:
+    blob = blob_of(Q4)
+    partial = left_of(blob, Q4[:20_000])
+    if not force:
+        server.whole_only.add(blob.name)
+    assert pw.pull("user/repo-GGUF", force=force).read_bytes() == Q4
+    ranges = [request.headers.get("range") for request in server.asked("GET", "/blobs/")]
+    assert ranges == ([None] if force else ["bytes=20000-", None])
+    assert not partial.exists()
+
+
+def test_other_refusals_keep_what_has_come(server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = left_of(blob_of(Q4), Q4[:20_000])
+    real = huggingface_hub.file_download.http_get
+
+    def refused(url: str, *arguments: object, **named: object) -> None:
+        real(url.replace("/blobs/", "/other/"), *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", refused)
+    with pytest.raises(pw.ModelFileError):
+        pw.pull("user/repo-GGUF")
+    assert partial.read_bytes() == Q4[:20_000]
+
+
+def test_what_the_library_is_led_to_instead_is_compared_too(
+    server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = huggingface_hub.hf_hub_download
+
+    def after_a_change(*arguments: object, **named: object) -> str:
+        repo.commits[repo.refs["main"]]["m-Q4_K_M.gguf"] = Q8
+        return real(*arguments, **named)  # type: ignore[no-any-return,call-overload]
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", after_a_change)
+    with pytest.raises(pw.ModelFileError, match="does not have the digest that the hub tells"):
+        pw.pull("user/repo-GGUF")
+    assert pw.list_models() == [] and not blob_of(Q8).exists()
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(
+    server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = blob_of(Q4)
+    synced: list[tuple[int, bool]] = []
+    sync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append((os.fstat(fd).st_size, blob.exists()))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    pw.pull("user/repo-GGUF")
+    assert (len(Q4), False) in synced
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EACCES])
+def test_a_cache_without_locks_leaves_it_to_the_library(
+    server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    if error == errno.EACCES:
+        with pytest.raises(pw.ModelFileError, match="Permission denied"):
+            pw.pull("user/repo-GGUF")
+        return
+    place = _hub_resume.Location(f"{server.url}/blobs/{blob_of(Q4).name}", len(Q4), blob_of(Q4).name)
+    assert not _hub_resume.fetch_blob(huggingface_hub, place, blob_of(Q4), object, False)
+    assert not list(blob_of(Q4).parent.iterdir())
+
+
+def test_a_process_that_does_not_get_on_is_not_waited_for(
+    server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = left_of(blob_of(Q4), Q4[:20_000])
+    monkeypatch.setattr(_hub_resume, "_PATIENCE_S", 0.3)
+    with open(partial, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(pw.ModelFileError, match="another process that fetches it does not get on"):
+            pw.pull("user/repo-GGUF")
+    assert pw.pull("user/repo-GGUF").read_bytes() == Q4
+
+
+@pytest.mark.parametrize(
+    ("location", "size", "kind"),
+    [
+        ("http://files.example.org/x", 100, OSError),
+        ("https://files.example.org/x", 100, _hub_resume.Location),
+        ("https://files.example.org/x", 1 << 40, type(None)),  # the library has another way, or says that it needs one
+        ("https://hub.example.org/x", 100, type(None)),
+    ],
+)
+def test_where_the_hub_leads_is_looked_at(location: str, size: int, kind: type) -> None:
+    found = SimpleNamespace(location=location, etag="0" * 64, size=size)
+    hub: Any = SimpleNamespace(get_hf_file_metadata=lambda *_, **__: found, constants=constants)
+    if kind is OSError:
+        with pytest.raises(OSError, match="the hub leads to an address that is not encrypted"):
+            _hub_resume.locate(hub, "https://hub.example.org/r", "0" * 64, 1.0)
+    else:
+        assert isinstance(_hub_resume.locate(hub, "https://hub.example.org/r", "0" * 64, 1.0), kind)
+
+
+def test_what_is_too_large_for_the_library_is_told(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 1000)
+    with pytest.raises(pw.ModelFileError, match="it is too large for plain HTTP") as caught:
+        pw.pull("user/repo-GGUF")
+    assert caught.value.hint == "pip install hf_xet"
+
+
+def test_a_file_that_grows_meanwhile_has_one_writer(server: HubServer, repo: Repo) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = [pool.submit(pw.pull, "user/repo-GGUF", progress=lambda *_: None) for _ in range(4)]
+    assert {path.result().read_bytes() for path in paths} == {Q4}
+    assert len(server.asked("GET", "/blobs/")) == 1
 
 
 def test_what_does_not_have_the_digest_is_removed(server: HubServer, repo: Repo) -> None:
