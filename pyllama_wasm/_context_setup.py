@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import _abi
+from ._memory_probe import model_shape
 from ._rank_head import check_pooling
 from .errors import RequestError
 from .params import ContextParams
@@ -41,7 +42,7 @@ def check_context_params(model: LoadedModel, params: ContextParams, architecture
     check_pooling(model, params.pooling_type, params.embeddings, _OPERATION)
     quantized = [kind for kind in (params.type_k, params.type_v) if kind not in _FLOAT_TYPES]
     if quantized and model.n_head_kv:
-        shape = model._shape()
+        shape = model_shape(model)
         for name, kind, size in (("K", params.type_k, shape.n_embd_k), ("V", params.type_v, shape.n_embd_v)):
             n_head = size // model.n_head_kv
             if kind in quantized and n_head % _BLOCK:

@@ -78,10 +78,13 @@ class GuestStep:
         code = self._call("pw_step_run", self._ptr, n)
         if code:
             self._check(int(code))
+        self._context._is_copy_pending = False
         return _ROW.iter_unpack(self._views[n])
 
     def _check(self, code: int) -> None:
         self.failure = None
+        if code not in (_DECODE_THREW, -1):  # -1: refused before anything was done
+            self._context._is_copy_pending = False
         if code == _DECODE_THREW:
             raise self._native.fail("llama_decode")
         if code != _SAMPLE_THREW:

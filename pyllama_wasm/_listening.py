@@ -81,7 +81,8 @@ class ListeningScheduler(Scheduler):
         """End the step that is computed for ``request``, which is about to be released, unless it is for others too."""
         with self._lock:
             is_computed = self._leader is not None and request.slot is not None
-            is_shared = any(run.is_wanted for run in self._runs() if run is not request)
+            others = [run for run in self._runs() if run is not request]
+            is_shared = any(run.is_wanted and not run.is_given_up for run in others)
         if is_computed and not is_shared:
             self._jobs.cancel_overdue(_GRACE_S, 0.0)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import OutOfMemoryError
+from .errors import OutOfMemoryError, RequestError
 from .params import ContextParams
+from .text import parse_count
 
 if TYPE_CHECKING:
+    from .loaded_model import LoadedModel
     from .native import Native
 
-__all__ = ["ModelShape", "context_pieces", "probe_memory"]
+__all__ = ["ModelShape", "context_pieces", "model_shape", "probe_memory"]
 
 _KV_BYTES = {  # per 32 elements
     "f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18, "iq4_nl": 18,
@@ -36,6 +38,27 @@ class ModelShape:
     n_embd_k: int
     n_embd_v: int
     n_swa: int = 0
+
+
+def model_shape(model: LoadedModel) -> ModelShape:
+    """Return the sizes of a loaded model; on the engine thread."""
+    if model.params.no_alloc:
+        raise RequestError("create a context", "the model was loaded with no_alloc", "load it with its weights")
+    architecture = model._meta("general.architecture")
+
+    def size(key: str, default: int) -> int:
+        found = parse_count(model._meta(f"{architecture}.{key}"))
+        return default if found is None else found
+
+    head = model.n_embd // max(model.n_head, 1)
+    n_embd_k = model.n_head_kv * size("attention.key_length", head)
+    n_embd_v = model.n_head_kv * size("attention.value_length", head)
+    if rank := size("attention.kv_lora_rank", 0):  # multi-head latent attention caches the compressed form
+        n_embd_k, n_embd_v = rank, 0
+    if model.is_recurrent or model.is_hybrid:  # few layers or none have a cache that grows with the context
+        n_embd_k = n_embd_v = 0
+    n_ff = size("feed_forward_length", 0)
+    return ModelShape(model.n_layer, model.n_embd, n_ff, model.vocab.n_tokens, n_embd_k, n_embd_v, model.n_swa)
 
 
 def context_pieces(shape: ModelShape, params: ContextParams, n_ctx_train: int) -> list[int]:

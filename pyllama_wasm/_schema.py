@@ -17,13 +17,13 @@ from ._schema_nodes import (
     ANNOTATIONS,
     ASSERTIONS,
     array_node,
-    fail,
     integer_node,
     number_node,
     object_node,
     string_node,
 )
 from ._schema_unions import are_disjoint, merged
+from ._schema_values import fail
 
 __all__ = ["check_depth", "normalized"]
 
@@ -235,7 +235,7 @@ class _Normalizer:
         if kind == "object":
             return object_node(own, path, self.node)
         if kind == "array":
-            return array_node(own, path, self.node)
+            return array_node(own, path, self.node, self.resolved)
         if kind == "string":
             return string_node(own, path)
         if kind == "integer":

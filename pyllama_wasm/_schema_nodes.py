@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from fractions import Fraction
+from typing import Any
 
 from ._schema_pattern import json_pattern
-from .errors import RequestError
+from ._schema_values import fail, multiples_node, unique_array
 
 __all__ = [
     "ANNOTATIONS",
     "ASSERTIONS",
     "ClosedObject",
     "array_node",
-    "fail",
     "integer_node",
     "number_node",
     "object_node",
@@ -23,6 +23,7 @@ __all__ = [
 
 Json = Any
 Read = Callable[[Json, str], dict[str, Json]]
+Resolve = Callable[[dict[str, Json]], dict[str, Json]]
 
 ANNOTATIONS = frozenset(
     {
@@ -50,6 +51,9 @@ _UNBOUNDED = 10**17
 
 _LARGEST = 10**15
 
+_FARTHEST = 2**62
+"""Numbers up to here are integers of 64 bits, as the converter reads them."""
+
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 _DAY = (
@@ -74,11 +78,6 @@ FORMATS = {
     **{f"uuid{version}": _uuid(str(version), "[89ab]") for version in range(1, 6)},
 }
 """As patterns of the whole text. The converter knows some, but its February has 31 days."""
-
-
-def fail(path: str, reason: str) -> NoReturn:
-    """Raise ``RequestError`` for the schema at a path."""
-    raise RequestError("use the schema", f"{path}: {reason}" if path else reason)
 
 
 def _count(own: dict[str, Json], keyword: str, default: int, path: str) -> int:
@@ -130,10 +129,8 @@ def _are_plain(names: dict[str, Json]) -> bool:
     return all(name and all(char.isalnum() or char in "_ $.@:/" for char in name) for name in names)
 
 
-def array_node(own: dict[str, Json], path: str, read: Read) -> dict[str, Json]:
+def array_node(own: dict[str, Json], path: str, read: Read, resolve: Resolve) -> dict[str, Json]:
     """Return an array, or a tuple of the items that are described one by one."""
-    if own.get("uniqueItems", False) is not False:
-        fail(path, "uniqueItems cannot be kept")
     least, most = _count(own, "minItems", 0, path), _count(own, "maxItems", _MOST, path)
     if least > most:
         fail(path, "minItems is more than maxItems")
@@ -147,6 +144,8 @@ def array_node(own: dict[str, Json], path: str, read: Read) -> dict[str, Json]:
     if first:
         if not isinstance(first, list):
             fail(path, "prefixItems is no list")
+        if own.get("uniqueItems", False) is not False and len(first) > 1:
+            fail(path, "uniqueItems of a tuple cannot be kept")
         if not least <= len(first) <= most:
             fail(path, f"a tuple of {len(first)} items cannot have as many as minItems and maxItems say")
         return {"type": "array", "prefixItems": [read(node, f"{path}/items/{i}") for i, node in enumerate(first)]}
@@ -154,7 +153,10 @@ def array_node(own: dict[str, Json], path: str, read: Read) -> dict[str, Json]:
         if least:
             fail(path, "it must have items, and may have none")
         return {"type": "array", "items": {"type": "null"}, "maxItems": 0}
-    node: dict[str, Json] = {"type": "array", "items": read(items, f"{path}/items"), "minItems": least}
+    found = read(items, f"{path}/items")
+    if own.get("uniqueItems", False) is not False and most > 1:
+        return unique_array(resolve(found), least, most if "maxItems" in own else None, path)
+    node: dict[str, Json] = {"type": "array", "items": found, "minItems": least}
     if "maxItems" in own:
         node["maxItems"] = most
     return node
@@ -187,14 +189,15 @@ def string_node(own: dict[str, Json], path: str) -> dict[str, Json]:
 
 def integer_node(own: dict[str, Json], path: str) -> dict[str, Json]:
     """Return an integer within bounds, both included."""
-    if own.get("multipleOf", 1) != 1:
-        fail(path, "multipleOf cannot be kept")
+    step = _step(own, path)
     lows = [_bound(own, "minimum", path, math.ceil, 0), _bound(own, "exclusiveMinimum", path, math.floor, 1)]
     highs = [_bound(own, "maximum", path, math.floor, 0), _bound(own, "exclusiveMaximum", path, math.ceil, -1)]
     low = max((bound for bound in lows if bound is not None and bound > -_UNBOUNDED), default=None)
     high = min((bound for bound in highs if bound is not None and bound < _UNBOUNDED), default=None)
     if low is not None and high is not None and low > high:
         fail(path, "no integer is within its bounds")
+    if step != 1:
+        return multiples_node(low, high, step, path, is_integer=True)
     if high is not None and high < 0 and low is None:
         low = -_LARGEST  # the converter's rule for the negative ones without it begins with zeros
     node: dict[str, Json] = {"type": "integer"}
@@ -209,14 +212,47 @@ def integer_node(own: dict[str, Json], path: str) -> dict[str, Json]:
 def _bound(own: dict[str, Json], keyword: str, path: str, rounded: Callable[[float], int], step: int) -> int | None:
     if keyword not in own:
         return None
-    value = own[keyword]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        fail(path, f"{keyword} is {value!r} and no number")
+    value = _number_of(own, keyword, path)
     return rounded(value) + step
 
 
+def _number_of(own: dict[str, Json], keyword: str, path: str) -> int | float:
+    value = own[keyword]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        fail(path, f"{keyword} is {value!r} and no number")
+    return value
+
+
 def number_node(own: dict[str, Json], path: str) -> dict[str, Json]:
-    """Return a number, which has no bounds."""
+    """Return a number, which has no bounds unless it is one of few multiples."""
+    step = _step(own, path) if "multipleOf" in own else None
+    if step is not None and step.denominator == 1:  # an integer, though it could be written otherwise
+        return integer_node(own, path)
+    if step is not None:
+        low = _edge(own, "minimum", "exclusiveMinimum", path, step, 1)
+        return multiples_node(low, _edge(own, "maximum", "exclusiveMaximum", path, step, -1), step, path)
     if own:
-        fail(path, f"{sorted(own)[0]} of a number cannot be kept: only integers have bounds")
+        fail(path, f"{sorted(own)[0]} of a number cannot be kept: only integers and multiples have bounds")
     return {"type": "number"}
+
+
+def _step(own: dict[str, Json], path: str) -> Fraction:
+    """Return what numbers are multiples of: of a number in JSON what it says, not the nearest binary one."""
+    value = own.get("multipleOf", 1)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _UNBOUNDED:
+        fail(path, f"multipleOf is {value!r}")
+    return Fraction(repr(value))
+
+
+def _edge(own: dict[str, Json], closed: str, opened: str, path: str, step: Fraction, sign: int) -> Fraction | None:
+    """Return the outermost multiple of ``step`` within one of the two bounds; ``sign`` is the way inwards."""
+    edges = []
+    for keyword in (closed, opened):
+        if keyword in own:
+            value = _number_of(own, keyword, path)
+            if abs(value) > _FARTHEST:
+                fail(path, f"{keyword} is {value!r:.80}, and a grammar has no numbers so large")
+            count = Fraction(repr(value)) / step * sign
+            n = math.ceil(count)
+            edges.append((n + (keyword == opened and n == count)) * sign * step)
+    return max(edges, key=lambda edge: edge * sign, default=None)

@@ -6,7 +6,8 @@ import json
 from itertools import combinations
 from typing import Any
 
-from ._schema_nodes import ClosedObject, fail
+from ._schema_nodes import ClosedObject
+from ._schema_values import fail
 
 __all__ = ["are_disjoint", "merged"]
 

@@ -15,7 +15,8 @@ MAX_BRACKETS, MAX_BLOCKS, MAX_BRANCHES, MAX_OPERATORS = 300, 500, 1000, 2000
 """Brackets inside brackets, blocks inside blocks, ``elif`` in all, and operators in one tag, each of which may be a
 level. The guest's stack ends at some 1,600, 3,100, 8,800 and 6,300: all four at once are below it."""
 
-_MAX_LENGTH = 1 << 18
+MAX_LENGTH = 1 << 18
+"""Most characters: the longest template that llama.cpp knows has 51,000; at a million the guest is for minutes."""
 
 # A string that is not closed goes on to the end: looking for it again at the next quote would take quadratic time.
 _TOKEN = re.compile(r"'(?:\\.|[^'\\])*'?|\"(?:\\.|[^\"\\])*\"?|%\}|[\[({\])}]|\w+|\S", re.DOTALL)
@@ -25,11 +26,13 @@ _BLOCKS = frozenset({"if", "for", "macro", "call", "filter", "set"})
 
 
 def check_template(text: str) -> None:
-    """Raise ``RequestError`` for nesting beyond the guest's stack. What no parser would take is left to the guest.
+    """Raise ``RequestError`` for length, and for nesting beyond the guest's stack.
 
-    So is what lies beyond the first 262,144 characters: the check takes a bounded time.
+    What no parser would take is left to the guest.
     """
-    _check(text[:_MAX_LENGTH])
+    if len(text) > MAX_LENGTH:
+        raise RequestError(OPERATION, f"it has more than {MAX_LENGTH} characters")
+    _check(text)
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from .errors import RequestError
 
-__all__ = ["check_value", "is_model", "root_schema", "type_hints", "type_schema"]
+__all__ = ["check_value", "is_model", "model_schema", "root_schema", "type_hints", "type_schema"]
 
 Json = Any
 Defs = dict[str, Json]
@@ -51,8 +51,16 @@ def type_hints(kind: Any, what: str) -> dict[str, Any]:
     """Return the resolved annotations of a function or class; ``RequestError`` for what cannot be resolved."""
     try:
         return typing.get_type_hints(kind, include_extras=True)
-    except (NameError, TypeError) as error:
+    except Exception as error:  # annotations are expressions: they may raise anything
         raise RequestError(_OPERATION, f"the annotations of {what} cannot be read: {error}") from error
+
+
+def model_schema(kind: Any) -> dict[str, Json]:
+    """Return the schema of a pydantic model; ``RequestError`` for one that has none."""
+    try:
+        return dict(kind.model_json_schema())
+    except Exception as error:  # pydantic's, or of the class's own code
+        raise RequestError(_OPERATION, f"{kind.__name__} has no JSON schema: {error}") from error
 
 
 def root_schema(kind: Any) -> dict[str, Json]:
@@ -91,7 +99,7 @@ def _class_schema(kind: type, defs: Defs) -> dict[str, Json]:
     if issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}
     if is_model(kind):
-        schema = dict(kind.model_json_schema())  # type: ignore[attr-defined]
+        schema = model_schema(kind)
         for name, found in schema.pop("$defs", {}).items():
             _define(defs, name, found)
     elif dataclasses.is_dataclass(kind) or _is_typed_dict(kind):

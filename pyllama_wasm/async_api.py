@@ -7,21 +7,26 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ._async_bridge import in_thread, outcome, ready, workers
+from ._async_bridge import callers, in_thread, outcome, ready, workers
 from ._async_embed import EmbedQueue
+from ._async_many import called, is_remote, run_together
 from .chat_generation import ChatStream
 from .deadline import nested
 from .embedding import EmbeddingInput, Embeddings, RankedDocument, is_single
 from .errors import ClosedError, RequestError
 from .generate import Generation, TextStream
 from .model import Model
+from .params import SamplingParams
 from .source import Source
+from .tool_loop import ToolRun, await_tools, tool_steps
+from .tools import Tool
 from .types import ChatCompletion, Completion
 
 __all__ = ["AsyncChatStream", "AsyncModel", "AsyncTextStream"]
@@ -176,9 +181,20 @@ class AsyncModel:
             load = self._load = self._load or _Load(cast(Source, self._source), self._options)
             load.n_waiting += 1
         try:
-            return await outcome(load.future)
+            model = await outcome(load.future)
+        except Exception as error:
+            if self._is_closed:  # which ended the load
+                raise self._closed() from error
+            raise
         finally:
             self._loaded(load)
+        if self._is_closed:
+            raise self._closed()
+        return model
+
+    @staticmethod
+    def _closed() -> ClosedError:
+        return ClosedError("load a model", "the model was closed meanwhile", "make a new one")
 
     def _loaded(self, load: _Load) -> None:
         """Take the model that was loaded; end a load that nobody waits for any more."""
@@ -186,7 +202,7 @@ class AsyncModel:
             load.n_waiting -= 1
             if self._load is load and load.future.done():
                 self._load = None
-                if load.future.exception() is None and not self._is_closed:
+                if not self._is_closed and not load.future.cancelled() and load.future.exception() is None:
                     self._model = load.future.result()
             elif self._load is load and not load.n_waiting:
                 self._load = None
@@ -237,6 +253,99 @@ class AsyncModel:
             return cast(ChatCompletion, await _whole(answer))
         await answer._made()
         return answer
+
+    async def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        n_parallel: int = 8,
+        progress: Callable[[int, int], object] | None = None,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Continue many prompts and return their completions in order.
+
+        ``options`` are those of ``Model.generate_many``. ``progress`` is called in the event loop's thread. Where the
+        task is cancelled all of them end.
+        """
+        model = await self.load()
+        if is_remote(model):
+            given = {"n_parallel": n_parallel, "progress": progress, "deadline_s": deadline_s, **options}
+            return await called(lambda: model.generate_many(prompts, **given))
+        return await run_together(
+            model, lambda: model._many(prompts, **options), n_parallel, deadline_s=deadline_s, progress=progress
+        )
+
+    async def generate_n(
+        self,
+        prompt: str | Sequence[int],
+        n: int,
+        *,
+        n_parallel: int = 8,
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Return ``n`` completions of one prompt, which is computed once; see ``Model.generate_n``."""
+        each = (await self.load())._choice_sampling(n, sampling, options)
+        return await self.generate_many([prompt] * n, n_parallel=n_parallel, sampling=each, **options)
+
+    async def chat_n(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        n: int,
+        *,
+        n_parallel: int = 8,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> list[ChatCompletion]:
+        """Return ``n`` answers to one conversation; ``options`` are those of ``Model.chat_n``."""
+        model = await self.load()
+        if is_remote(model):
+            given = {"n_parallel": n_parallel, "deadline_s": deadline_s, **options}
+            return await called(lambda: model.chat_n(messages, n, **given))
+        limits = (options.pop("max_tokens", None), options.pop("stop", None), options.pop("logits_processors", ()))
+        return await run_together(
+            model, lambda: model._answers(messages, n, limits, **options), n_parallel, deadline_s=deadline_s
+        )
+
+    @overload
+    async def infill(
+        self, prefix: str, suffix: str, *, stream: Literal[False] = False, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    async def infill(
+        self, prefix: str, suffix: str, *, stream: Literal[True], **options: Any
+    ) -> AsyncTextStream[TextStream]: ...
+
+    async def infill(
+        self, prefix: str, suffix: str, *, stream: bool = False, **options: Any
+    ) -> Completion | AsyncTextStream[TextStream]:
+        """Return what stands between ``prefix`` and ``suffix``; ``options`` are those of ``Model.infill``."""
+        found: AsyncTextStream[TextStream] = AsyncTextStream(
+            self._made("infill", prefix, suffix, stream=True, **options)
+        )
+        if not stream:
+            return await _whole(found)
+        await found._made()
+        return found
+
+    async def run_tools(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool],
+        *,
+        max_rounds: int = 8,
+        on_call: Callable[[str, Mapping[str, Any]], object] | None = None,
+        **options: Any,
+    ) -> ToolRun:
+        """Answer a conversation, calling the functions among ``tools`` as the model asks for it.
+
+        As ``Model.run_tools`` does. Coroutine functions are awaited, here and as ``on_call``; other tools are called in
+        a thread. The calls of an answer are made one after the other.
+        """
+        run = partial(in_thread, pool=callers())  # a tool may take long, which tokenizing must not wait for
+        return await await_tools(self.chat, tool_steps(messages, tools, max_rounds, options), on_call, run)
 
     async def embed(
         self,

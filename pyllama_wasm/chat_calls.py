@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from ._choices import check_parallel
 from ._logits_processors import LogitsProcessor
+from ._run_many import run_all
 from ._template_check import check_template
 from .chat import ChatPrompt, ChatRequest
 from .chat_generation import ChatGeneration, ChatStream, GuestChat
@@ -82,6 +84,7 @@ class ChatCalls(LoadedModel):
     if TYPE_CHECKING:  # of Model
         _request: Callable[..., GenerationRequest]
         _check_continues_text: Callable[[], None]
+        _choice_sampling: Callable[..., list[SamplingParams]]
 
     @overload
     def chat(
@@ -168,19 +171,73 @@ class ChatCalls(LoadedModel):
         asked, changes = _Asked.split(options)
         self._check_continues_text()
         with self._bounded(deadline_s):
-            chat = self._open_chat(asked.request(messages), asked.has_grammar(sampling, changes))
-            stops = (*check_stops(stop), *chat.prompt.stops)
-            generation = ChatGeneration(
-                cast("Model", self),
-                self._request(chat.prompt.prompt, max_tokens, stops, sampling, changes, logits_processors),
-                chat,
-                max_ahead=MAX_AHEAD if stream else None,
-                reader=None if asked.response is None else asked.response.read,
-                budget=asked.reasoning_budget,
-                budget_message=asked.reasoning_budget_message,
-                one_call=asked.more.get("parallel_tool_calls") is False,
-            )
+            limits = (max_tokens, stop, logits_processors)
+            generation = self._answer(messages, asked, limits, sampling, changes, MAX_AHEAD if stream else None)
             return ChatStream(generation) if stream else generation.run()
+
+    def _answer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        asked: _Asked,
+        limits: tuple[int | None, Stop, Iterable[LogitsProcessor]],
+        sampling: SamplingParams | None,
+        changes: Mapping[str, Any],
+        max_ahead: int | None = None,
+    ) -> ChatGeneration:
+        """Return an answer that has not begun; ``limits`` are ``max_tokens``, ``stop`` and ``logits_processors``."""
+        max_tokens, stop, logits_processors = limits
+        chat = self._open_chat(asked.request(messages), asked.has_grammar(sampling, changes))
+        stops = (*check_stops(stop), *chat.prompt.stops)
+        return ChatGeneration(
+            cast("Model", self),
+            self._request(chat.prompt.prompt, max_tokens, stops, sampling, changes, logits_processors),
+            chat,
+            max_ahead=max_ahead,
+            reader=None if asked.response is None else asked.response.read,
+            budget=asked.reasoning_budget,
+            budget_message=asked.reasoning_budget_message,
+            one_call=asked.more.get("parallel_tool_calls") is False,
+        )
+
+    def chat_n(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        n: int,
+        *,
+        n_parallel: int = 8,
+        max_tokens: int | None = None,
+        stop: Stop = None,
+        sampling: SamplingParams | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> list[ChatCompletion]:
+        """Return ``n`` answers to one conversation, 1 to 1024, with seeds as ``generate_n`` has them.
+
+        Up to ``n_parallel`` (1 to 64) are computed together, and the conversation once for these. ``options`` are those
+        of ``chat``; raises as it does.
+        """
+        check_parallel(n_parallel)
+        with self._bounded(deadline_s):
+            limits = (max_tokens, stop, logits_processors)
+            answers = self._answers(messages, n, limits, sampling, **options)
+            return run_all(cast("Model", self), answers, n_parallel)
+
+    def _answers(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        n: int,
+        limits: tuple[int | None, Stop, Iterable[LogitsProcessor]] = (None, None, ()),
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> list[ChatGeneration]:
+        """Return the answers of ``chat_n``, which have not begun."""
+        asked, changes = _Asked.split(options)
+        self._check_continues_text()
+        each = self._choice_sampling(n, sampling, changes)
+        max_tokens, stop, logits_processors = limits
+        limits = (max_tokens, check_stops(stop), tuple(logits_processors))  # each would take what an iterator gives
+        return [self._answer(messages, asked, limits, params, changes) for params in each]
 
     def chat_prompt(
         self,

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ._choices import check_choices, choice_params
 from .errors import RequestError, UnsupportedModelError
 from .generate import TextStream
 from .infill import infill_prompt
 from .loaded_model import LoadedModel
-from .params import RANDOM_SEED, SamplingParams
+from .params import SamplingParams
 from .types import Completion
 
 __all__ = ["CompletionCalls"]
-
-_MAX_CHOICES = 1024
-_N_SEEDS = 1 << 32
 
 
 class CompletionCalls(LoadedModel):
@@ -38,22 +36,22 @@ class CompletionCalls(LoadedModel):
     ) -> list[Completion]:
         """Return ``n`` completions of one prompt, 1 to 1024, computed together as by ``generate_many``.
 
-        ``options`` are those of ``generate``. With a ``seed`` the first completion is that of ``generate`` with it, and
-        each further one has the next larger; without, each has one of its own. At temperature 0 all are alike.
+        The prompt is computed once for those that run at a time, ``n_parallel``: they get copies of its cache cells
+        (``llama_memory_seq_cp``), and choose their first tokens of the same logits. ``options`` are those of
+        ``generate``. With a ``seed`` the first completion is that of ``generate`` with it, and each further one has the
+        next larger; without, each has one of its own. At temperature 0 all are alike.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= _MAX_CHOICES:
-            raise RequestError("generate", f"n is {n!r} and not a count from 1 to {_MAX_CHOICES}")
+        each = self._choice_sampling(n, sampling, options)
+        return self.generate_many([prompt] * n, n_parallel=n_parallel, sampling=each, **options)
+
+    def _choice_sampling(
+        self, n: int, sampling: SamplingParams | None, options: dict[str, Any]
+    ) -> list[SamplingParams]:
+        """Return the parameters of each choice; those of ``options`` are taken out."""
+        check_choices(n, "generate")
         names = SamplingParams.__dataclass_fields__.keys() - {"logit_bias"}
         changes = {name: options.pop(name) for name in tuple(options) if name in names}
-        params = (sampling or SamplingParams()).replace(**changes)
-        first = params.seed
-        if first == RANDOM_SEED and self.params.deterministic:
-            first = 0  # as every sampler of such a model has it
-        if first == RANDOM_SEED:
-            each = [params] * n
-        else:  # the largest number stands for a seed of its own: it is left out
-            each = [params.replace(seed=(first + i) % (_N_SEEDS - 1)) for i in range(n)]
-        return self.generate_many([prompt] * n, n_parallel=n_parallel, sampling=each, **options)
+        return choice_params(self, (sampling or SamplingParams()).replace(**changes), n)
 
     @overload
     def infill(

@@ -13,7 +13,7 @@ from ._batch_check import BatchLimits, check_batch
 from ._context_sampling import ContextSampling
 from ._context_setup import check_context_params, context_struct, n_outputs_per_seq, with_samplers
 from ._guest_batch import GuestBatch
-from ._memory_probe import context_pieces, probe_memory
+from ._memory_probe import context_pieces, model_shape, probe_memory
 from ._rank_head import check_pooling
 from .adapter import ControlVector, LoraAdapter, Loras, apply_control_vector, apply_loras
 from .errors import (
@@ -316,7 +316,7 @@ class Context(ContextSampling):
         model._drain_trash()
         self._architecture = model._meta("general.architecture")
         check_context_params(model, self.params, self._architecture)
-        pieces = context_pieces(model._shape(), self.params, model.n_ctx_train)
+        pieces = context_pieces(model_shape(model), self.params, model.n_ctx_train)
         threadpool = model._threadpool()  # lasts: made now, it is not in the middle of what the context gives back
         probe_memory(native, pieces, "create a context", _MEMORY_HINT)
         ptr = self._make()

@@ -72,8 +72,9 @@ MESSAGE_LIMIT = 2000
 def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Return ``text`` fit for a terminal: control characters escaped, at most ``limit`` characters."""
     # Each character gives one at least: what lies behind need not be looked at, however long it is.
-    begin = text[: limit + 1]
-    clean = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in begin)
+    clean = text[: limit + 1]
+    if not clean.isprintable():  # few are
+        clean = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in clean)
     return clean if len(clean) <= limit else clean[:limit] + " …"
 
 

@@ -21,10 +21,10 @@ from ._logits_processors import LogitsProcessor
 from ._logprobs import log_probabilities
 from .deadline import Deadline, current_deadline, within
 from .errors import CancelledError, ContextFullError, GuestStoppedError, RequestError
-from .lane import ENCODER, LORAS, SPECULATIVE
+from .lane import ENCODER, LORAS, PROMPT_LOGITS, SPECULATIVE
 from .params import SamplingParams
 from .sampler import Sampler
-from .slots import NO_KEY, Group, LaneKey, Request
+from .slots import NO_KEY, LaneKey, Request
 from .text import TextAssembler
 from .types import Completion, FinishReason, Timings, TokenLogprob, Usage
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .host import Watch
     from .model import Model
 
-__all__ = ["Generation", "GenerationRequest", "TextStream", "complete_all", "context_size"]
+__all__ = ["Generation", "GenerationRequest", "TextStream", "context_size"]
 
 C = TypeVar("C", bound=Completion)
 
@@ -97,6 +97,10 @@ class Generation(Request, Generic[C]):
         if request.options.speculative is not None:
             key = (*key, (SPECULATIVE, request.options.speculative))
         n_ctx = model.context_params.n_ctx or context_size(len(prompt), request.max_tokens, model.n_ctx_train)
+        # What an encoder reads has no logits.
+        is_scored = request.options.echo and request.options.logprobs is not None and source is None
+        if is_scored:
+            key = (*key, (PROMPT_LOGITS, True))
         alone = model.params.deterministic
         super().__init__(prompt, n_ctx, source=source, key=key, max_ahead=max_ahead, is_alone=alone)
         self.takes_lane = self.takes_lane or request.options.speculative is not None
@@ -110,12 +114,20 @@ class Generation(Request, Generic[C]):
         self._n_read = self._n_texts_read = 0
         self._finish_reason: FinishReason | None = None
         self.wants_logits = request.options.logprobs is not None
+        self.wants_prompt_logits = is_scored
+        self.wants_tokens = request.max_tokens != 0
+        self._is_scored = False
         self._logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if is_scored else None
+        """Those of the prompt's tokens, none of the first, where echo and logprobs were asked for."""
+
         self.read_logprobs: tuple[TokenLogprob, ...] | None = () if self.wants_logits else None
         """Of a stream those of the tokens of the text that was read last; ``None`` where they were not asked for."""
 
-        if request.echo:
-            self._echo(request.echo)
+        if request.options.echo and not issubclass(Completion, kind):
+            raise RequestError("set echo", "an answer does not begin with its conversation", "use generate or stream")
+        if request.echo and not is_scored:  # else with its log-probabilities
+            self._emit(request.echo)
         most = model.limits.output_bytes
         self._bytes_left = sys.maxsize if most is None else most
 
@@ -123,14 +135,23 @@ class Generation(Request, Generic[C]):
 
     def begin(self) -> None:
         """Queue it. A call from a callback of the same model is refused: it would wait for itself."""
-        if threading.get_ident() == self._model.native.thread:
-            raise RequestError("generate", "a callback of the model cannot wait for the model itself")
-        if self._request.max_tokens == 0:
+        if not self.is_computed:
             self._finish_reason, self.is_ended = "length", True
             return
+        self.register()
+        self._model._scheduler.submit(self)
+
+    def register(self) -> None:
+        """Count as a call of the model that runs, before it is queued; raises as ``begin``."""
+        if threading.get_ident() == self._model.native.thread:
+            raise RequestError("generate", "a callback of the model cannot wait for the model itself")
         self._model._calls.add(self)
         self.watch()
-        self._model._scheduler.submit(self)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether there is anything to compute."""
+        return self._request.max_tokens != 0 or self.wants_prompt_logits
 
     def watch(self) -> None:
         """Have somebody look at it when its deadline comes."""
@@ -162,7 +183,7 @@ class Generation(Request, Generic[C]):
 
     def wait(self) -> None:
         """Wait until there is text or the end; raise what went wrong."""
-        if self._request.max_tokens != 0:
+        if self.is_computed:
             if self._deadline is None:
                 self._model._scheduler.wait(self)
             else:
@@ -215,8 +236,7 @@ class Generation(Request, Generic[C]):
         self._n_texts_read += 1
         if self.wants_logits:
             self.read_logprobs = tuple(self._logprobs[self._n_read : n_tokens])
-        self._n_read = n_tokens
-        self.n_unread = len(self._tokens) - n_tokens
+        self._n_read, self.n_unread = n_tokens, len(self._tokens) - n_tokens
         return text
 
     @property
@@ -239,18 +259,19 @@ class Generation(Request, Generic[C]):
                 prompt_s=self.prompt_s,
                 decode_s=self.decode_s,
                 load_s=self._model.load_s,
-                prompt_tokens=len(request.tokens) - self.n_cached if self._tokens else 0,
+                prompt_tokens=len(request.tokens) - self.n_cached if self._tokens or self._is_scored else 0,
                 decode_tokens=max(len(self._tokens) - 1, 0),
                 draft_tokens=self.n_drafted,
                 accepted_tokens=self.n_accepted,
             ),
             logprobs=tuple(self._logprobs[: len(tokens)]) if self.wants_logits else None,
+            prompt_logprobs=None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
         )
 
     def check(self) -> None:
         """Raise if the call was cancelled or its model closed, or if its deadline has come before its end."""
         self._model._check_open("generate")
-        if self.is_cancelled or (self._scope is not None and self._scope.is_cancelled):
+        if self.is_given_up:
             raise CancelledError("generate", "it was cancelled")
         if self._deadline is not None and not self.is_ended:
             self._deadline.check("generate")
@@ -261,6 +282,11 @@ class Generation(Request, Generic[C]):
     def is_ready(self) -> bool:
         """Whether there is text to read, or the end."""
         return self.is_ended or bool(self._unread)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it was cancelled, and who waits for it is about to find out."""
+        return self.is_cancelled or (self._scope is not None and self._scope.is_cancelled)
 
     def sampler(self) -> Sampler:
         """Return the sampler, made and shown the prompt by the first call."""
@@ -275,16 +301,29 @@ class Generation(Request, Generic[C]):
 
     def see_logits(self, token: int, logits: npt.NDArray[np.float32]) -> None:
         """Note how likely a token was; before ``took`` is called with it."""
+        self._logprobs.append(self._logprob_of(token, logits))
+
+    def see_prompt_logits(self, i: int, logits: npt.NDArray[np.float32]) -> None:
+        """Note how likely a token of the prompt was; a step that was repeated shows some again."""
+        if self.prompt_logprobs is not None:
+            del self.prompt_logprobs[i:]
+            self.prompt_logprobs.append(self._logprob_of(int(self.prompt[i]), logits))
+
+    def joined(self, twin: Request) -> None:
+        """Take over what was computed of the prompt for another request of the same."""
+        super().joined(twin)
+        if isinstance(twin, Generation) and twin.prompt_logprobs is not None:
+            self.prompt_logprobs = list(twin.prompt_logprobs)
+
+    def _logprob_of(self, token: int, logits: npt.NDArray[np.float32]) -> TokenLogprob:
         vocab, n_top = self._model.vocab, self._request.options.logprobs or 0
         logprob, top = log_probabilities(logits, token, n_top)
-        self._logprobs.append(
-            TokenLogprob(
-                token=token,
-                text=vocab._step_text(token),
-                bytes=vocab._step_piece(token)[0],
-                logprob=logprob,
-                top=tuple((other, vocab._step_text(other), value) for other, value in top),
-            )
+        return TokenLogprob(
+            token=token,
+            text=vocab._step_text(token),
+            bytes=vocab._step_piece(token)[0],
+            logprob=logprob,
+            top=tuple((other, vocab._step_text(other), value) for other, value in top),
         )
 
     def took(self, token: int, piece: bytes, is_eog: bool) -> None:
@@ -292,6 +331,8 @@ class Generation(Request, Generic[C]):
         if self.is_ended:  # closed while it was computed
             return
         tokens, assembler, reason = self._tokens, self._assembler, None
+        if not tokens:
+            self.read_prompt()
         tokens.append(token)
         if is_eog:
             reason = "stop"
@@ -314,16 +355,19 @@ class Generation(Request, Generic[C]):
                 self.keep()
             self.is_ended = True
 
+    def read_prompt(self) -> None:
+        """Begin the text with the prompt, whose logits were all seen; end there if nothing else is wanted."""
+        if self.wants_prompt_logits and not self.is_ended:
+            self._is_scored = True
+            self._emit(self._request.echo)
+            if not self.wants_tokens:
+                self._finish_reason, self.is_ended = "length", True
+
     def released(self) -> None:
         """Have the sampler freed."""
         sampler, self._sampler, self.keep = self._sampler, None, None
         if sampler is not None:
             self._model._discard(sampler._release())
-
-    def _echo(self, text: str) -> None:
-        if not issubclass(Completion, self._kind):
-            raise RequestError("set echo", "an answer does not begin with its conversation", "use generate or stream")
-        self._emit(text)
 
     def _emit(self, text: str) -> None:
         self._texts.append(text)
@@ -344,40 +388,6 @@ def _for_encoder(
     if start is None:
         raise RequestError("generate", "the model has neither a token to start with nor a beginning token")
     return np.asarray([start], np.int32), source, ((ENCODER, 1 << max(len(source) - 1, 31).bit_length()),)
-
-
-def complete_all(
-    model: Model,
-    requests: Sequence[GenerationRequest],
-    n_parallel: int,
-    progress: Callable[[int, int], object] | None = None,
-) -> list[Completion]:
-    """Run all requests, ``n_parallel`` at a time, and return their completions in order."""
-    generations = [Generation(model, request, Completion) for request in requests]
-    for params in {id(request.sampling): request.sampling for request in requests}.values():
-        Sampler(model, params).close()  # what is wrong with it comes out before anything runs
-    running = [generation for generation in generations if generation._request.max_tokens != 0]
-    for generation in generations:
-        generation.n_ctx = max(other.n_ctx for other in generations)  # so that each fits the slot of any other
-        if generation not in running:
-            generation.begin()
-    # Lanes of one slot each gain nothing by taking turns, and take memory.
-    is_serial = any(generation.takes_lane for generation in generations)
-    group = Group(1 if is_serial else min(n_parallel, max(len(running), 1)))
-    try:
-        model._calls.update(running)
-        for generation in running:
-            generation.watch()
-        model._scheduler.submit_group(group, list(running))
-        for generation in generations:
-            generation.wait()
-            if progress is not None:
-                progress(sum(other.is_ended for other in generations), len(generations))
-        return [generation.completion() for generation in generations]
-    finally:
-        model._scheduler.withdraw(group)
-        for generation in running:
-            generation.end()
 
 
 class TextStream(Iterator[str]):
@@ -415,9 +425,19 @@ class TextStream(Iterator[str]):
     def _begin(self) -> None:
         """Have the generation begin, if it has not."""
         if self._forget is None:
-            self._forget = weakref.finalize(self, self._generation.forget)
-            self._forget.atexit = False
+            self._hold()
             self._generation.begin()
+
+    def _hold(self) -> None:
+        """Count as begun: from now on the generation is to be ended."""
+        self._forget = weakref.finalize(self, self._generation.forget)
+        self._forget.atexit = False
+
+    @property
+    def _is_at_hand(self) -> bool:
+        """Whether who reads on waits for nothing but what is computed for this stream."""
+        generation = self._generation
+        return self._is_ended or generation.is_ready or getattr(generation, "slot", None) is not None
 
     def close(self) -> None:
         """End the generation. Doing it twice is fine."""
@@ -448,6 +468,11 @@ class TextStream(Iterator[str]):
         completion has all.
         """
         return self._generation.read_logprobs
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """Those of the prompt's tokens, with the first piece, where ``echo`` and ``logprobs`` were given."""
+        return cast(Completion, self._generation.completion()).prompt_logprobs
 
     @property
     def usage(self) -> Usage:

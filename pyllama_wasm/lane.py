@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ._guest_step import NOT_ASKED, NOTHING, PIECE_BYTES, GuestStep
+from ._lane_outputs import choose, end_scored, show_prompts
 from ._sampler_parts import nothing_chosen, sampling_error
+from ._shared_prompt import choose_followers, join_followers
 from .adapter import LoraAdapter
 from .adapter import check_usable as check_adapter
 from .context import Context
 from .deadline import current_deadline
 from .errors import CancelledError, ClosedError, GuestDiedError, UnsupportedModelError
-from .sampler import ends_all, sample_many
+from .sampler import ends_all
 from .slots import NO_KEY, LaneKey, Request, Slot, plan_step
 from .speculative import Speculation, Speculator
 from .speculative import check_usable as check_speculation
@@ -27,18 +29,23 @@ if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .sampler import Sampler
 
-__all__ = ["ENCODER", "LORAS", "SPECULATIVE", "Lane", "ModelJobs", "step_tokens"]
+__all__ = ["ENCODER", "LORAS", "PROMPT_LOGITS", "SPECULATIVE", "Lane", "ModelJobs", "step_tokens"]
 
 # A prefill step is one turn among the calls that share a model, and Ctrl-C waits for its current matrix product:
 # large models take smaller steps. 4e11 operations are some seconds of one desktop CPU.
 _OPERATIONS_PER_STEP = 4e11
 _SMALLEST_STEP = 32
 
-# What a lane's key can say: the tokens that an encoder reads at once, the adapters with their scales, and what proposes
-# tokens for its one slot.
+# What a lane's key can say: the tokens that an encoder reads at once, the adapters with their scales, what proposes
+# tokens for its one slot, and whether the logits of prompts are wanted too.
 ENCODER = "encoder"
 LORAS = "loras"
 SPECULATIVE = "speculative"
+PROMPT_LOGITS = "prompt_logits"
+
+# The guest keeps a row of logits for each token of a batch whose logits are wanted.
+_ROWS_BYTES = 32 << 20
+_FEWEST_ROWS, _MOST_ROWS = 16, 128
 
 
 def step_tokens(n_params: int) -> int:
@@ -95,6 +102,9 @@ class Lane:
         wanted = dict(key)
         plan: Speculation | None = wanted.get(SPECULATIVE)
         n_outputs = n_slots if plan is None else 1 + plan.n_draft
+        if PROMPT_LOGITS in wanted:
+            n_rows = _ROWS_BYTES // (4 * model.vocab.n_tokens)
+            n_batch = n_outputs = max(n_outputs, min(n_batch, max(_FEWEST_ROWS, min(n_rows, _MOST_ROWS))))
         n_batch = max(n_batch, n_outputs, wanted.get(ENCODER, 0))  # an encoder reads everything at once
         params = replace(
             limits, n_ctx=n_ctx * n_slots, n_batch=n_batch, n_ubatch=n_batch, n_seq_max=n_slots,
@@ -164,6 +174,7 @@ class Lane:
                 self._step_in_guest(direct, began)
             return
         self._turn += 1
+        choose_followers(self.slots, self.n_ctx_seq)
         for slot in self.slots:
             self._prepare(slot)
         parts = plan_step(self.slots, len(self._token), self._turn)
@@ -180,7 +191,7 @@ class Lane:
             self._is_prompt[slot.seq_id] = slot.run is not None and slot.n_past < len(slot.run.prompt)
             if slot.n_past + n < slot.n_tokens:
                 slot.n_past += n
-        self._sample(outputs)
+        self._sample(join_followers(self.context, self.slots, outputs))
         seconds = perf_counter() - began
         for slot, _ in parts:
             if slot.run is not None and self._is_prompt[slot.seq_id]:
@@ -257,10 +268,10 @@ class Lane:
                         run.took(token, piece[:n_piece], is_eog != 0)
                     else:
                         run.took(token, *self._vocab._step_piece(token))
-                except Exception as error:  # noqa: BLE001  raised again to who waits
+                except BaseException as error:  # noqa: BLE001  raised again to who waits: users' code may raise any
                     self._end(run, error)
 
-    def _end(self, run: Request, error: Exception) -> None:
+    def _end(self, run: Request, error: BaseException) -> None:
         """End one request with what went wrong with its text; the others of the step go on."""
         if ends_all(self._model, error):
             raise error
@@ -317,10 +328,10 @@ class Lane:
             n_accepted = self._verify(slot, run, draft)
             run.n_accepted += n_accepted
             speculator.accept(n_accepted)
-        except Exception as error:
+        except BaseException as error:
             if ends_all(self._model, error):
                 raise
-            self._fail([slot], error)  # raised again to who waits: a user's code samples too
+            run.fail(error)  # raised again to who waits: a user's code samples too
         run.decode_s += perf_counter() - began
         return True
 
@@ -367,19 +378,25 @@ class Lane:
         if run is None or not run.is_runnable:
             return
         try:
+            if slot.is_following:
+                if run.wants_tokens:
+                    run.sampler()
+                return
             if slot.is_fresh and self._model._prompt_cache is not None:
                 self._model._prompt_cache.begin(self, slot)
             slot.is_fresh = False
             self._trim(slot)
+            run.n_cached = min(run.n_cached, slot.n_past)  # less where it had joined in a step that is repeated
             if self._speculator is not None and slot.n_past < len(run.prompt):
                 self._speculator.begin(run.is_alone)
             if not slot.is_encoded and run.source is not None:
                 self._encode(slot, run.source)
-            run.sampler()
-        except Exception as error:
+            if run.wants_tokens:
+                run.sampler()
+        except BaseException as error:
             if ends_all(self._model, error):
                 raise
-            run.fail(error)  # raised again to who waits
+            run.fail(error)  # raised again to who waits: samplers of users look at the prompt
 
     def _fail(self, slots: list[Slot], error: Exception) -> None:
         """End the requests of a failed batch."""
@@ -415,7 +432,7 @@ class Lane:
             self._token[at:end] = slot.tokens[n_past : n_past + n]
             self._pos[at:end] = n_past if n == 1 else np.arange(n_past, n_past + n, dtype=np.int32)
             self._seq_id[at:end] = slot.seq_id
-            self._logits[at:end] = 0
+            self._logits[at:end] = slot.run is not None and slot.run.wants_prompt_logits
             if n_past + n == slot.n_tokens:
                 self._logits[end - 1] = 1
                 outputs.append((end - 1, slot))
@@ -423,17 +440,24 @@ class Lane:
             at = end
         struct = batch.write_arrays(self._token[:at], self._pos[:at], self._seq_id[:at], self._logits[:at])
         # Where every sequence has one token, which is nearly always, the index is the rank.
-        ranks = self._outputs[len(outputs)] if at == len(outputs) else {i: k for k, (i, _) in enumerate(outputs)}
+        ranks = self._outputs[at] if at == len(outputs) else self._ranks(at)
         context._decode(struct, ranks)
+        if PROMPT_LOGITS in dict(self.key):
+            for run, error in show_prompts(self.context, parts, ranks):
+                self._end(run, error)
         return outputs
+
+    def _ranks(self, n: int) -> dict[int, int]:
+        return {int(i): k for k, i in enumerate(np.flatnonzero(self._logits[:n]))}
 
     def _sample(self, outputs: list[tuple[int, Slot]]) -> None:
         """Let each sequence choose its token; what its sampler refuses ends that request alone.
 
         A sequence counts as computed only with its token, so that a step that does not come to its end is repeated.
         """
-        errors: dict[int, Exception] = {}
-        tokens = self._choose(outputs, errors) if outputs else []
+        errors: dict[int, BaseException] = {}
+        outputs = end_scored(outputs)
+        tokens = choose(self.context, outputs, errors) if outputs else []
         for k, (i, slot) in enumerate(outputs):
             if slot.run is None:
                 continue
@@ -447,20 +471,8 @@ class Lane:
                 if slot.run.wants_logits:
                     self._show_logits(slot.run, tokens[k], self.context._outputs[i])
                 slot.run.took(tokens[k], *self._vocab._step_piece(tokens[k]))
-            except Exception as error:  # noqa: BLE001  raised again to who waits
+            except BaseException as error:  # noqa: BLE001  raised again to who waits
                 self._end(slot.run, error)
-
-    def _choose(self, outputs: list[tuple[int, Slot]], errors: dict[int, Exception]) -> list[int]:
-        samplers = [slot.run.sampler() for _, slot in outputs if slot.run is not None]
-        if len(samplers) > 1:
-            return sample_many(samplers, self.context, [i for i, _ in outputs], errors)
-        try:
-            return [samplers[0]._sample(self.context, outputs[0][0])]
-        except Exception as error:
-            if ends_all(self._model, error):
-                raise
-            errors[0] = error  # raised again to who waits: a user's code samples too
-            return [-1]
 
     def _encode(self, slot: Slot, source: npt.NDArray[np.int32]) -> None:
         """Let the encoder read: ``llama_encode``."""

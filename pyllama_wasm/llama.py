@@ -18,7 +18,8 @@ from .llama_completion import CompletionRun
 from .llama_embedding import LlamaEmbedding
 from .llama_grammar import LlamaGrammar
 from .llama_low_level import LlamaLowLevel, Tokens, processors_of
-from .llama_options import checked_seed, context_params, listed, model_params, pooling_name, warn_meaningless
+from .llama_more import LlamaMore
+from .llama_options import checked_seed, context_params, listed, model_params, pooling_name, warn_meaningless, with_more
 from .llama_pretrained import fetch
 from .llama_processors import LogitsProcessorList, StoppingCriteriaList
 from .llama_response import logits_to_logprobs
@@ -54,7 +55,7 @@ Stop = str | list[str] | None
 Overrides = Mapping[str, bool | int | float | str]
 
 
-class Llama(LlamaLowLevel, LlamaEmbedding):
+class Llama(LlamaLowLevel, LlamaEmbedding, LlamaMore):
     """A model with the methods of llama-cpp-python's ``Llama``; ``docs/migrate.md`` lists what differs.
 
     The keywords are llama-cpp-python's. Those that have no meaning in a sandbox (``n_gpu_layers``, ``tensor_split``,
@@ -189,18 +190,26 @@ class Llama(LlamaLowLevel, LlamaEmbedding):
         logits_processor: LogitsProcessorList | None = None,
         grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[Any, float] | None = None,
+        **more: Any,
     ) -> Any:
         """Continue ``prompt``: a ``CreateCompletionResponse``, or an iterator over its chunks with ``stream``.
 
         ``max_tokens`` of ``None`` or less than 1: until the model ends or the context is full. The earliest of the
         ``stop`` strings in the text ends it. With ``suffix`` the gap between prompt and suffix is filled, by models
         that have tokens for it. ``logprobs`` asks for so many likeliest tokens at each place; ``logits_all`` is not
-        needed. ``echo`` puts the prompt before the text. Calling the object is the same.
+        needed. ``echo`` puts the prompt before the text, and its tokens among those of ``logprobs``. Calling the object
+        is the same.
+
+        ``more``: ``n`` choices of one prompt, which is computed once; ``stream_options={"include_usage": True}``;
+        ``max_completion_tokens`` or ``n_predict`` for ``max_tokens``; ``user``, which changes nothing; and the samplers
+        that llama-cpp-python has no keywords for: ``xtc_probability``, ``dry_multiplier``, ``top_n_sigma``,
+        ``dynatemp_range`` and the other fields of ``SamplingParams``.
 
         Raises ``ContextFullError`` (a ``ValueError``) for a prompt that leaves no room, ``RequestError`` for arguments
         that do not fit, ``UnsupportedModelError`` and ``CancelledError`` as ``Model.generate`` does.
         """
-        run = CompletionRun(self, {name: value for name, value in locals().items() if name != "self"})
+        given = {name: value for name, value in locals().items() if name not in ("self", "more")}
+        run = CompletionRun(self, with_more(given, more))
         return run.chunks() if stream else run.whole()
 
     __call__ = create_completion
@@ -235,14 +244,18 @@ class Llama(LlamaLowLevel, LlamaEmbedding):
         logit_bias: Mapping[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
+        **more: Any,
     ) -> Any:
         """Answer a conversation: a ``CreateChatCompletionResponse``, or an iterator over chunks with ``stream``.
 
         The model's own template makes the prompt, or the format named to the constructor, rendered in the sandbox;
         a ``chat_handler``, or one registered by name, does all of it. Raises as ``Model.chat`` does.
+
+        ``more`` are those of ``create_completion``, and ``parallel_tool_calls``, ``chat_template_kwargs``,
+        ``reasoning_format`` (``"auto"``, ``"none"`` or ``"deepseek"``), ``reasoning_budget`` and ``prefill``.
         """
-        options = {name: value for name, value in locals().items() if name != "self"}
-        return self._handler()(llama=self, **options)
+        options = {name: value for name, value in locals().items() if name not in ("self", "more")}
+        return self._handler()(llama=self, **with_more(options, more, is_chat=True))
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
         """Do as ``create_chat_completion`` and return the types of the ``openai`` package.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from ._async_bridge import callers, in_thread
+from ._async_bridge import in_thread, workers
+from ._async_many import called
 from ._cancel_scope import CancelScope
 from .errors import ClosedError, RequestError
 from .llama import Llama
 from .llama_processors import StoppingCriteriaList
 
 __all__ = ["AsyncChunks", "AsyncLlama"]
-
-T = TypeVar("T")
 
 _END = object()
 
@@ -28,6 +27,7 @@ class AsyncChunks(AsyncIterator[Any]):
         """Wrap the chunks of a call that belongs to ``scope``."""
         self._chunks, self._scope = chunks, scope
         self._is_ended = False
+        self._lock = threading.Lock()  # held by the thread that computes the next one, or ends it
 
     def __aiter__(self) -> AsyncChunks:
         """Return the object itself."""
@@ -38,9 +38,13 @@ class AsyncChunks(AsyncIterator[Any]):
         if self._is_ended:
             raise StopAsyncIteration
         try:
-            chunk = await _called(lambda: next(self._chunks, _END), self._scope)
+            chunk = await called(self._next, self._scope)
+        except GeneratorExit:  # the task is collected: no lock may be taken
+            self._is_ended = True
+            raise
         except BaseException:
             self._is_ended = True
+            workers().submit(self._close)  # behind the thread that is at it
             raise
         if chunk is _END:
             self._is_ended = True
@@ -48,12 +52,19 @@ class AsyncChunks(AsyncIterator[Any]):
         return chunk
 
     async def close(self) -> None:
-        """End the answer. Doing it twice is fine."""
-        if not self._is_ended:
-            self._is_ended = True
+        """End the answer and wait for what is still computed of it. Doing it twice is fine."""
+        self._is_ended = True
+        await in_thread(self._close)
+
+    def _next(self) -> Any:
+        with self._lock:
+            return next(self._chunks, _END)
+
+    def _close(self) -> None:
+        with self._lock:
             close = getattr(self._chunks, "close", None)
             if close is not None:
-                await in_thread(close)
+                close()
 
     async def __aenter__(self) -> AsyncChunks:
         """Return the object itself."""
@@ -139,6 +150,29 @@ class AsyncLlama:
         text: bytes = await self._call("detokenize", (tokens,), {"special": special})
         return text
 
+    async def rerank(self, *args: Any, **options: Any) -> Any:
+        """Await ``Llama.rerank``."""
+        return await self._call("rerank", args, options)
+
+    async def infill(self, *args: Any, **options: Any) -> Any:
+        """Await ``Llama.infill``; with ``stream=True`` the result is an ``AsyncChunks``."""
+        return await self._call("infill", args, options)
+
+    async def score(self, prompt: str | Sequence[int]) -> list[float | None]:
+        """Await ``Llama.score``."""
+        scores: list[float | None] = await self._call("score", (prompt,), {})
+        return scores
+
+    async def count_tokens(self, prompt: str | Sequence[Any]) -> int:
+        """Await ``Llama.count_tokens``."""
+        n: int = await self._call("count_tokens", (prompt,), {})
+        return n
+
+    async def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Await ``Llama.apply_chat_template``."""
+        prompt: str = await self._call("apply_chat_template", (messages,), options)
+        return prompt
+
     async def close(self) -> None:
         """End running calls and close the model, unless it was given as a ``Llama``. Doing it twice is fine."""
         self._is_closed = True
@@ -166,29 +200,10 @@ class AsyncLlama:
         llama, scope = await self.load(), CancelScope()
         criteria = options.get("stopping_criteria")
         is_stepwise = llama.cache is not None or llama.draft_model is not None or criteria is not None
-        if name == "create_completion" and is_stepwise:  # then it is ended by a criterion
+        if name in ("create_completion", "infill") and is_stepwise:  # then it is ended by a criterion
             ends = StoppingCriteriaList([*(criteria or ()), lambda *_: scope.is_cancelled])
             options = {**options, "stopping_criteria": ends}
-        answer = await _called(lambda: getattr(llama, name)(*args, **options), scope)
+        answer = await called(lambda: getattr(llama, name)(*args, **options), scope)
         if isinstance(answer, Iterator) and not isinstance(answer, Mapping):
             return AsyncChunks(answer, scope)
         return answer
-
-
-async def _called(call: Callable[[], T], scope: CancelScope) -> T:
-    """Run a call of ``scope`` in a thread, and cancel the scope with the task."""
-
-    def run() -> T:
-        with scope.entered():
-            return call()
-
-    try:
-        return await in_thread(run, pool=callers())
-    except GeneratorExit:
-        scope.is_cancelled = True  # the task is collected: no lock may be taken
-        raise
-    except Exception:
-        raise
-    except BaseException:
-        scope.cancel()
-        raise

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .errors import RequestError
 from .llama_grammar import LlamaGrammar
+from .llama_options import listed
 from .llama_response import chunks_to_chat, completion_to_chat
 from .llama_types import CreateChatCompletionResponse, CreateChatCompletionStreamResponse
-from .tools import TOOLS_TEMPLATE
+from .structured import ResponseFormat
+from .tools import TOOLS_TEMPLATE, choose_tools
 
 if TYPE_CHECKING:
     from .llama import Llama
@@ -303,7 +305,7 @@ def call_functions(*, llama: Llama, messages: Any, **options: Any) -> Any:
     tool_name, _ = _schema_of(None, named)
     if tool_name is None:
         return template_handler(TOOLS_TEMPLATE, ("<|im_end|>",))(llama=llama, messages=messages, **options)
-    tools = named["tools"] or [{"type": "function", "function": function} for function in named["functions"] or ()]
+    tools = _tools_of(named)
 
     def begin(*, messages: Any, **_: Any) -> ChatFormatterResponse:
         prompt = llama._model.chat_prompt(messages, tools=tools, template=TOOLS_TEMPLATE).prompt
@@ -316,17 +318,23 @@ def call_functions(*, llama: Llama, messages: Any, **options: Any) -> Any:
 def _schema_of(response_format: Any, request: dict[str, Any]) -> tuple[str | None, Any]:
     """Return the tool that must be called, if any, and the JSON schema that the text must fit, if any."""
     choice = request["function_call"] or request["tool_choice"]
-    if isinstance(choice, dict):
-        name = choice.get("function", choice).get("name")
-        functions = request["functions"] or [tool["function"] for tool in request["tools"] or ()]
-        for function in functions:
-            if function["name"] == name:
-                return name, function.get("parameters") or {"type": "object"}
-        raise RequestError("chat", f"there is no tool {name!r} to choose")
-    kind = response_format["type"] if response_format else "text"
-    if kind == "json_object":
-        return None, response_format.get("schema") or {"type": "object"}
-    return None, response_format["json_schema"]["schema"] if kind == "json_schema" else None
+    if isinstance(choice, Mapping):
+        named = choice.get("function", choice)
+        tools = _tools_of(request)
+        if not isinstance(named, Mapping) or not tools:
+            raise RequestError("chat", f"tool_choice is {choice!r:.80}, and there is no such tool to choose")
+        found, _ = choose_tools(tools, {"type": "function", "function": named})
+        function = (found or [])[0]["function"]
+        return function["name"], function["parameters"] or {"type": "object"}
+    asked = None if response_format is None else ResponseFormat.of(response_format)
+    return None, None if asked is None else asked.asked
+
+
+def _tools_of(request: dict[str, Any]) -> list[Any]:
+    """Return the tools of a request, the deprecated functions among them."""
+    if request["functions"]:
+        return [{"type": "function", "function": each} for each in listed("functions", request["functions"])]
+    return listed("tools", request["tools"] or ())
 
 
 def _as_list(stop: str | Sequence[str] | None) -> list[str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
+from ._choices import check_choices, choice_params
 from ._logprobs import MAX_TOP
+from ._run_many import begin_streams, interleaved, n_together
 from .errors import ContextFullError, RequestError
+from .generate import TextStream
 from .llama_cache import longest_token_prefix
 from .llama_low_level import processors_of
-from .llama_options import Options, checked_seed, listed, warn_meaningless
-from .llama_response import Heading, completion_logprobs, token_logprob, usage_of
+from .llama_options import Options, checked_seed, includes_usage, listed, warn_meaningless
+from .llama_response import Heading, completion_logprobs, timings_of, token_logprob, usage_of
 from .llama_types import CompletionLogprobs, CreateCompletionResponse
 from .params import SamplingParams
 from .sampler import Sampler
@@ -46,6 +51,22 @@ def seed_of(llama: Llama, seed: int | None) -> int:
     return checked_seed(seed)
 
 
+@dataclass
+class _Choice:
+    """One of the choices of a call."""
+
+    index: int
+    sampling: SamplingParams
+    found: list[TokenLogprob] = field(default_factory=list)
+    """The log probabilities of its tokens, as far as it is streamed or computed step by step."""
+
+    prompt: Sequence[TokenLogprob | None] | None = None
+    """Those of the prompt, where they are wanted."""
+
+    completion: Completion | None = None
+    """What it has become, at the end."""
+
+
 class CompletionRun:
     """One call of ``create_completion``."""
 
@@ -57,55 +78,92 @@ class CompletionRun:
         self._max_tokens = max_tokens_of(options["max_tokens"])
         self._stops = check_stops(stops_of(options["stop"]))
         self._logprobs: int | None = _count_of(options["logprobs"])
-        self._sampling: SamplingParams = llama._sampling_params(options, seed_of(llama, options["seed"]))
+        n = check_choices(options.get("n", 1), "complete")
+        sampling = llama._sampling_params(options, seed_of(llama, options["seed"]))
+        self._choices = [_Choice(i, each) for i, each in enumerate(choice_params(llama._model, sampling, n))]
+        self._includes_usage = includes_usage(options)
         self._processors = processors_of(options["logits_processor"])
+        self._n_together = 1
         prompt = options["prompt"]
         self.tokens = llama._prompt_tokens(prompt, options["suffix"])
         self._prompt_text = prompt if isinstance(prompt, str) else llama.detokenize(prompt).decode(errors="replace")
+        self._is_scored = bool(options["echo"]) and self._logprobs is not None
         if len(self.tokens) >= llama.n_ctx():
             reason = f"{len(self.tokens)} tokens of the prompt exceed the context window of {llama.n_ctx()}"
             raise ContextFullError("complete", reason, "shorten it, or raise n_ctx")
-        self._found: list[TokenLogprob] = []
 
     # -- what is returned ---------------------------------------------------------------------------------------------
 
     def whole(self) -> CreateCompletionResponse:
         """Compute all of it."""
-        completion = _last(self._pieces(is_streamed=False))
-        text = completion.text
-        logprobs = self._logprobs_of(completion)
-        if self._options["echo"]:
-            text = self._prompt_text + text
-        response = self.heading.completion(text, completion.finish_reason, logprobs)
-        response["usage"] = usage_of(completion, self._llama._model.vocab)
+        if len(self._choices) > 1 and not self._needs_own:
+            self._n_together = n_together(self._llama._model)
+            self._compute_together()
+        else:
+            for choice in self._choices:
+                choice.completion = _last(self._pieces(choice))
+        completions = self._completions()
+        begins = self._prompt_text if self._options["echo"] else ""
+        responses = [
+            self.heading.completion(
+                begins + completion.text, completion.finish_reason, self._logprobs_of(choice, completion), choice.index
+            )
+            for choice, completion in zip(self._choices, completions, strict=True)
+        ]
+        response = responses[0]
+        response["choices"] = [choice for each in responses for choice in each["choices"]]
+        response["usage"] = usage_of(completions, self._llama._model.vocab)
+        response["timings"] = timings_of(completions, self._n_together)
         return response
 
     def chunks(self) -> Iterator[CreateCompletionResponse]:
-        """Compute it piece by piece; the last chunk is empty and tells why it ended."""
-        if self._options["echo"]:
-            yield self.heading.completion(self._prompt_text, None, self._echoed())
+        """Compute it piece by piece; of each choice the last chunk is empty and tells why it ended."""
+        if len(self._choices) == 1 or self._needs_own:  # step by step there is no other at a time
+            for choice in self._choices:
+                yield from self._chunks_of(choice, self._pieces(choice, is_streamed=True))
+        else:
+            self._n_together = n_together(self._llama._model)
+            with ExitStack() as stack:
+                streams = [stack.enter_context(self._stream(choice)) for choice in self._choices]
+                begin_streams(streams)
+                each = zip(self._choices, streams, strict=True)
+                found = [self._chunks_of(choice, self._read(choice, stream)) for choice, stream in each]
+                yield from interleaved(streams, found)
+        if self._includes_usage:
+            completions = self._completions()
+            usage = usage_of(completions, self._llama._model.vocab)
+            yield self.heading.last_completion(usage, timings_of(completions, self._n_together))
+
+    def _chunks_of(self, choice: _Choice, pieces: Pieces) -> Generator[CreateCompletionResponse, None, None]:
         offset, n_told = len(self._prompt_text), 0
-        pieces = self._pieces(is_streamed=True)
         try:
+            if self._is_scored:
+                next(pieces)  # the log probabilities of the prompt come with it
+            if self._options["echo"]:
+                yield self.heading.completion(self._prompt_text, None, self._echoed(choice), choice.index)
             while True:
                 text = next(pieces)
                 logprobs = None
                 if self._logprobs is not None:
-                    logprobs = completion_logprobs(self._found[n_told:], offset)
-                    n_told = len(self._found)
+                    logprobs = completion_logprobs(choice.found[n_told:], offset)
+                    n_told = len(choice.found)
                 offset += len(text)
-                yield self.heading.completion(text, None, logprobs)
+                yield self.heading.completion(text, None, logprobs, choice.index)
         except StopIteration as stop:
-            yield self.heading.completion("", cast(Completion, stop.value).finish_reason)
+            choice.completion = cast(Completion, stop.value)
+            yield self.heading.completion("", choice.completion.finish_reason, None, choice.index)
         finally:
             pieces.close()
 
-    def _logprobs_of(self, completion: Completion) -> CompletionLogprobs | None:
+    def _completions(self) -> list[Completion]:
+        return [choice.completion for choice in self._choices if choice.completion is not None]
+
+    def _logprobs_of(self, choice: _Choice, completion: Completion) -> CompletionLogprobs | None:
         if self._logprobs is None:
             return None
-        found = self._visible(completion.logprobs or tuple(self._found), completion.text)
+        found = self._visible(completion.logprobs or tuple(choice.found), completion.text)
         logprobs = completion_logprobs(found, len(self._prompt_text))
-        echoed = self._echoed()
+        echoed = self._echoed(choice)
         if echoed is None:
             return logprobs
         return {name: [*echoed[name], *logprobs[name]] for name in logprobs}  # type: ignore[literal-required, return-value]
@@ -120,47 +178,88 @@ class CompletionRun:
             n += len(decoder.feed(item.bytes))
         return shown
 
-    def _echoed(self) -> CompletionLogprobs | None:
-        """Return the log probabilities of the prompt's own tokens, where prompt and logprobs are both wanted."""
-        if self._logprobs is None or not self._options["echo"]:
+    def _echoed(self, choice: _Choice) -> CompletionLogprobs | None:
+        """Return the log probabilities of the prompt's own tokens, where prompt and logprobs are both wanted.
+
+        As OpenAI and llama-cpp-python have it, the first token of the text has none.
+        """
+        if choice.prompt is None:
             return None
-        vocab, n_top = self._llama._model.vocab, self._logprobs
-        found = self._llama._score(self.tokens, lambda token, logits: token_logprob(vocab, token, logits, n_top))
-        if self.tokens[0] == vocab.bos:
-            return completion_logprobs(found, 0)
-        first = vocab.token_to_piece(self.tokens[0])
-        unknown = TokenLogprob(self.tokens[0], first.decode(errors="replace"), first, 0.0, ())
-        return completion_logprobs([unknown, *found], 0, is_first_unknown=True)
+        vocab, found = self._llama._model.vocab, [item for item in choice.prompt if item is not None]
+        if self.tokens[0] != vocab.bos or not found:
+            first = vocab.token_to_piece(self.tokens[0])
+            found = [TokenLogprob(self.tokens[0], first.decode(errors="replace"), first, 0.0, ()), *found]
+        return completion_logprobs(found, 0, is_first_unknown=True)
 
     # -- how it is computed -------------------------------------------------------------------------------------------
 
-    def _pieces(self, is_streamed: bool) -> Pieces:
+    @property
+    def _needs_own(self) -> bool:
+        """Whether states, guesses or criteria take part, which the model's own calls do not have."""
         llama = self._llama
-        needs_own = llama.cache is not None or llama.draft_model is not None or llama._continues(self.tokens)
-        needs_own = needs_own or self._options["stopping_criteria"] is not None
-        return self._step_by_step() if needs_own else self._by_model(is_streamed)
+        is_own = llama.cache is not None or llama.draft_model is not None or llama._continues(self.tokens)
+        return is_own or self._options["stopping_criteria"] is not None
 
-    def _by_model(self, is_streamed: bool) -> Pieces:
-        """Have the model do it, in one batch with what other threads have it do."""
-        llama, model = self._llama, self._llama._model
-        arguments = llama._call_arguments(max_tokens=self._max_tokens, stop=self._stops, sampling=self._sampling)
+    def _pieces(self, choice: _Choice, is_streamed: bool = False) -> Pieces:
+        """Compute a choice; where the prompt is scored an empty piece comes first."""
+        if self._needs_own:
+            return self._step_by_step(choice)
+        return self._read(choice, self._stream(choice)) if is_streamed else self._generated(choice)
+
+    def _arguments(self, sampling: SamplingParams) -> dict[str, Any]:
+        """Return the keywords of the model's own calls."""
+        arguments = self._llama._call_arguments(max_tokens=self._max_tokens, stop=self._stops, sampling=sampling)
         arguments["logits_processors"] = self._processors
         if self._logprobs is not None:
             arguments["logprobs"] = self._logprobs
-        if is_streamed:
-            with model.stream(self.tokens, **arguments) as stream:
-                for text in stream:
-                    self._found.extend(stream.logprobs or ())
-                    yield text
-            completion = cast(Completion, stream.completion)
-        else:
-            completion = model.generate(self.tokens, **arguments)
-        llama._note(self.tokens, completion.tokens)
-        return completion
+        if self._is_scored:
+            arguments["echo"] = True
+        return arguments
 
-    def _step_by_step(self) -> Pieces:
+    def _generated(self, choice: _Choice) -> Pieces:
+        """Have the model do it, in one batch with what other threads have it do."""
+        completion = self._llama._model.generate(self.tokens, **self._arguments(choice.sampling))
+        yield from ()
+        return self._taken(choice, completion)
+
+    def _compute_together(self) -> None:
+        """Have the model compute all choices in one batch."""
+        each = [choice.sampling for choice in self._choices]
+        arguments = {**self._arguments(each[0]), "sampling": each}
+        found = self._llama._model.generate_many([self.tokens] * len(each), **arguments)
+        for choice, completion in zip(self._choices, found, strict=True):
+            choice.completion = self._taken(choice, completion)
+
+    def _stream(self, choice: _Choice) -> TextStream:
+        stream: TextStream = self._llama._model.stream(self.tokens, **self._arguments(choice.sampling))
+        return stream
+
+    def _read(self, choice: _Choice, stream: TextStream) -> Pieces:
+        with stream:
+            if self._is_scored:
+                next(stream)
+                choice.prompt = stream.prompt_logprobs
+                yield ""
+            for text in stream:
+                choice.found.extend(stream.logprobs or ())
+                yield text
+        return self._taken(choice, cast(Completion, stream.completion))
+
+    def _taken(self, choice: _Choice, completion: Completion) -> Completion:
+        """Note what the model has computed; return it without the prompt."""
+        self._llama._note(self.tokens, completion.tokens)
+        if not self._is_scored:
+            return completion
+        choice.prompt = completion.prompt_logprobs
+        n_echoed = len(self._llama._model.vocab.detokenize(self.tokens, False, True))
+        return replace(completion, text=completion.text[n_echoed:])
+
+    def _step_by_step(self, choice: _Choice) -> Pieces:
         """Do it in the context of ``eval`` and ``sample``, where states, guesses and criteria take part."""
         llama, began = self._llama, perf_counter()
+        if self._is_scored:
+            choice.prompt = self._scores()
+            yield ""
         llama._load_cached(self.tokens)
         n_cached = longest_token_prefix(llama._held, self.tokens[:-1])
         vocab, assembler = llama._model.vocab, TextAssembler(self._stops)
@@ -170,7 +269,7 @@ class CompletionRun:
         texts: list[str] = []
         reason: FinishReason = "stop"  # where a criterion ends it
         prompt_s = 0.0
-        with Sampler(llama._model, self._sampling, self._processors) as sampler:
+        with Sampler(llama._model, choice.sampling, self._processors) as sampler:
             criteria: Callable[..., Any] | None = self._options["stopping_criteria"]
             steps = llama._generate(
                 self.tokens,
@@ -185,7 +284,7 @@ class CompletionRun:
                 if vocab.is_eog(sampled.token):
                     break
                 if self._logprobs is not None and sampled.logits is not None:
-                    self._found.append(token_logprob(vocab, sampled.token, sampled.logits, self._logprobs))
+                    choice.found.append(token_logprob(vocab, sampled.token, sampled.logits, self._logprobs))
                 text = assembler.feed(vocab.token_to_piece(sampled.token))
                 if text:
                     texts.append(text)
@@ -207,6 +306,12 @@ class CompletionRun:
         decode_s = perf_counter() - began - prompt_s
         timings = Timings(prompt_s, decode_s, llama._model.load_s, len(self.tokens) - n_cached, max(len(tokens) - 1, 0))
         return Completion("".join(texts), tuple(tokens), reason, usage, timings)
+
+    def _scores(self) -> list[TokenLogprob | None]:
+        """Return the log probabilities of the prompt, computed in the context of ``eval``, where it stays."""
+        vocab, n_top = self._llama._model.vocab, self._logprobs or 0
+        found = self._llama._score(self.tokens, lambda token, logits: token_logprob(vocab, token, logits, n_top))
+        return [None, *found]
 
 
 def _count_of(logprobs: object) -> int | None:

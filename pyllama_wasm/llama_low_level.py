@@ -18,7 +18,7 @@ from .context import Context
 from .errors import ContextFullError, RequestError
 from .llama_cache import LlamaState, longest_token_prefix
 from .llama_grammar import gbnf_of
-from .llama_options import Options, biases, checked_seed, listed
+from .llama_options import MORE_SAMPLING, Options, biases, checked_seed, listed
 from .model import Model
 from .params import RANDOM_SEED, ContextParams, SamplingParams
 from .sampler import Sampler
@@ -172,6 +172,7 @@ class LlamaLowLevel:
             mirostat_eta=options["mirostat_eta"],
             grammar=gbnf_of(options["grammar"], self._model),
             logit_bias=biases(options.get("logit_bias")),
+            **{name: options[name] for name in MORE_SAMPLING if name in options},
             **chosen,
         )
 

@@ -12,14 +12,17 @@ from .ggml_types import GGML_TYPES
 from .params import ATTENTION_TYPES, POOLING_TYPES, RANDOM_SEED, ROPE_SCALING_TYPES, ContextParams, ModelParams
 
 __all__ = [
+    "MORE_SAMPLING",
     "Options",
     "biases",
     "checked_seed",
     "context_params",
+    "includes_usage",
     "listed",
     "model_params",
     "pooling_name",
     "warn_meaningless",
+    "with_more",
 ]
 
 Options = Mapping[str, Any]
@@ -41,6 +44,63 @@ _MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "tfs_z": ((1.0,), "llama.cpp has no tail-free sampling any more"),
     "penalize_nl": ((True,), "llama.cpp treats newlines as any token"),
 }
+
+
+MORE_SAMPLING = frozenset(
+    {
+        "adaptive_decay", "adaptive_target", "dry_allowed_length", "dry_base", "dry_multiplier", "dry_penalty_last_n",
+        "dry_sequence_breakers", "dynatemp_exponent", "dynatemp_range", "ignore_eos", "min_keep", "samplers",
+        "top_n_sigma", "xtc_probability", "xtc_threshold",
+    }
+)  # fmt: skip
+"""Parameters of llama.cpp's samplers that llama-cpp-python's calls have no keywords for."""
+
+_MAX_TOKENS = 16
+"""What a completion has where nothing is said, as in llama-cpp-python."""
+
+_LIMITS = ("max_completion_tokens", "n_predict")
+_MORE = MORE_SAMPLING | {*_LIMITS, "n", "stream_options", "user"}
+_MORE_OF_CHATS = frozenset(
+    {
+        "chat_template_kwargs", "parallel_tool_calls", "prefill", "reasoning_budget", "reasoning_format",
+    }
+)  # fmt: skip
+
+
+def with_more(options: Options, more: Options, *, is_chat: bool = False) -> dict[str, Any]:
+    """Return the keywords of a call with those that OpenAI and llama.cpp's server have beyond llama-cpp-python's.
+
+    Raises ``RequestError`` for unknown ones.
+    """
+    found = {**options, **more}
+    for name in more:
+        if name not in _MORE and not (is_chat and name in _MORE_OF_CHATS):
+            raise RequestError("chat" if is_chat else "complete", f"there is no keyword {name!r}")
+    for name in ("n", *_LIMITS):
+        if found.get(name, 0) is None:  # as OpenAI's clients write what is not asked for
+            del found[name]
+    limits = {name: found.pop(name) for name in _LIMITS if name in found}
+    if limits:
+        if found["max_tokens"] != (None if is_chat else _MAX_TOKENS):
+            limits["max_tokens"] = found["max_tokens"]
+        if any(limit != next(iter(limits.values())) for limit in limits.values()):
+            told = " and ".join(f"{name} {limit!r}" for name, limit in limits.items())
+            raise RequestError("set max_tokens", f"{told} are different limits", "give one of them")
+        found["max_tokens"] = next(iter(limits.values()))
+    found.pop("user", None)  # who asks changes nothing
+    return found
+
+
+def includes_usage(options: Options) -> bool:
+    """Whether a stream tells its usage at the end; raises ``RequestError`` for ``stream_options`` that are none."""
+    asked = options.get("stream_options")
+    if asked is None:
+        return False
+    if not options["stream"]:
+        raise RequestError("set stream_options", "there is no stream", "give stream=True")
+    if not isinstance(asked, Mapping) or not set(asked) <= {"include_usage", "include_obfuscation"}:
+        raise RequestError("set stream_options", f"{asked!r:.80} is not {{'include_usage': True}}")
+    return bool(asked.get("include_usage", False))
 
 
 def warn_meaningless(options: Options, unknown: Options | None = None, stacklevel: int = 4) -> None:

@@ -19,6 +19,7 @@ from .llama_types import (
     CreateChatCompletionResponse,
     CreateChatCompletionStreamResponse,
     CreateCompletionResponse,
+    ResponseTimings,
 )
 from .types import Completion, TokenLogprob
 from .vocab import Vocab
@@ -30,6 +31,7 @@ __all__ = [
     "completion_logprobs",
     "completion_to_chat",
     "logits_to_logprobs",
+    "timings_of",
     "token_logprob",
     "usage_of",
 ]
@@ -46,7 +48,7 @@ class Heading:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def completion(
-        self, text: str, finish_reason: str | None, logprobs: CompletionLogprobs | None = None
+        self, text: str, finish_reason: str | None, logprobs: CompletionLogprobs | None = None, index: int = 0
     ) -> CreateCompletionResponse:
         """Return a completion, or a chunk of one: with its usage it is whole."""
         return {
@@ -57,7 +59,7 @@ class Heading:
             "choices": [
                 {
                     "text": text,
-                    "index": 0,
+                    "index": index,
                     "logprobs": logprobs,
                     "finish_reason": cast("FinishReason | None", finish_reason),
                 }
@@ -66,12 +68,10 @@ class Heading:
 
     def chat(
         self,
-        message: dict[str, Any],
-        finish_reason: str | None,
+        answers: Sequence[tuple[dict[str, Any], str | None, ChatCompletionLogprobs | None]],
         usage: CompletionUsage,
-        logprobs: ChatCompletionLogprobs | None = None,
     ) -> CreateChatCompletionResponse:
-        """Return an answer."""
+        """Return answers to one conversation: of each the message, why it ended, and log probabilities."""
         return {
             "id": f"chat{self.id}",
             "object": "chat.completion",
@@ -79,17 +79,22 @@ class Heading:
             "model": self.model,
             "choices": [
                 {
-                    "index": 0,
+                    "index": index,
                     "message": cast(Any, message),
                     "logprobs": logprobs,
                     "finish_reason": finish_reason,
                 }
+                for index, (message, finish_reason, logprobs) in enumerate(answers)
             ],
             "usage": usage,
         }
 
     def chat_chunk(
-        self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: ChatCompletionLogprobs | None = None
+        self,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: ChatCompletionLogprobs | None = None,
+        index: int = 0,
     ) -> CreateChatCompletionStreamResponse:
         """Return a chunk of an answer."""
         return {
@@ -99,7 +104,7 @@ class Heading:
             "model": self.model,
             "choices": [
                 {
-                    "index": 0,
+                    "index": index,
                     "delta": cast(Any, delta),
                     "logprobs": logprobs,
                     "finish_reason": cast(Any, finish_reason),
@@ -107,18 +112,61 @@ class Heading:
             ],
         }
 
+    def last_completion(self, usage: CompletionUsage, timings: ResponseTimings) -> CreateCompletionResponse:
+        """Return the chunk after all others, which tells the usage where ``stream_options`` asks for it."""
+        return {**self.completion("", None), "choices": [], "usage": usage, "timings": timings}
 
-def usage_of(completion: Completion, vocab: Vocab) -> CompletionUsage:
-    """Return the usage; as in llama-cpp-python the token that ends a text is not counted."""
-    tokens = completion.tokens
-    n_tokens = len(tokens) - (1 if tokens and vocab.is_eog(tokens[-1]) else 0)
-    prompt_tokens = completion.usage.prompt_tokens
+    def last_chat_chunk(self, usage: CompletionUsage, timings: ResponseTimings) -> CreateChatCompletionStreamResponse:
+        """Return the chunk after all others, which tells the usage where ``stream_options`` asks for it."""
+        return {**self.chat_chunk({}), "choices": [], "usage": usage, "timings": timings}
+
+
+def usage_of(completions: Sequence[Completion], vocab: Vocab) -> CompletionUsage:
+    """Return the usage of all choices of one prompt, which counts once, as OpenAI has it.
+
+    As in llama-cpp-python the token that ends a text is not counted.
+    """
+    n_tokens = 0
+    for completion in completions:
+        tokens = completion.tokens
+        n_tokens += len(tokens) - (1 if tokens and vocab.is_eog(tokens[-1]) else 0)
+    n_prompt = completions[0].usage.prompt_tokens
     return {
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": n_prompt,
         "completion_tokens": n_tokens,
-        "total_tokens": prompt_tokens + n_tokens,
-        "prompt_tokens_details": {"cached_tokens": completion.usage.cached_tokens},
+        "total_tokens": n_prompt + n_tokens,
+        "prompt_tokens_details": {"cached_tokens": _n_cached(completions)},
     }
+
+
+def timings_of(completions: Sequence[Completion], n_together: int = 1) -> ResponseTimings:
+    """Return the timings of all choices, as llama.cpp's server writes them; ``n_together`` ran at a time."""
+    each = [completion.timings for completion in completions]
+    n_prompt, n_predicted = sum(one.prompt_tokens for one in each), sum(len(one.tokens) for one in completions)
+    # The first token comes with the prompt. Each was told the time of all steps that it took part in.
+    prompt_s = _together([one.prompt_s for one in each], n_together)
+    decode_s = _together([one.decode_s for one in each], n_together)
+    n_decoded = sum(one.decode_tokens for one in each)
+    return {
+        "cache_n": _n_cached(completions),
+        "prompt_n": n_prompt,
+        "prompt_ms": prompt_s * 1e3,
+        "prompt_per_token_ms": prompt_s * 1e3 / max(n_prompt, 1),
+        "prompt_per_second": n_prompt / prompt_s if prompt_s > 0 else 0.0,
+        "predicted_n": n_predicted,
+        "predicted_ms": decode_s * 1e3,
+        "predicted_per_token_ms": decode_s * 1e3 / max(n_decoded, 1),
+        "predicted_per_second": n_decoded / decode_s if decode_s > 0 else 0.0,
+    }
+
+
+def _n_cached(completions: Sequence[Completion]) -> int:
+    """Return what was there of the prompt before any of the choices: what one computed is cached for the others."""
+    return min(completion.usage.cached_tokens for completion in completions)
+
+
+def _together(seconds: Sequence[float], n_together: int) -> float:
+    return max(*seconds, sum(seconds) / n_together) if n_together > 1 else sum(seconds)
 
 
 # -- log probabilities ------------------------------------------------------------------------------------------------
@@ -192,16 +240,21 @@ def completion_to_chat(
     completion: CreateCompletionResponse, tool_name: str | None = None
 ) -> CreateChatCompletionResponse:
     """Return a completion as an answer, or as the arguments of a call of ``tool_name``."""
-    choice = completion["choices"][0]
     heading = Heading(completion["model"], completion["id"], completion["created"])
-    logprobs = _to_chat_logprobs(choice["logprobs"])
-    if tool_name is None:
-        message: dict[str, Any] = {"role": "assistant", "content": choice["text"]}
-        return heading.chat(message, choice["finish_reason"], completion["usage"], logprobs)
-    function = {"name": tool_name, "arguments": choice["text"]}
-    call = {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
-    message = {"role": "assistant", "content": None, "function_call": dict(function), "tool_calls": [call]}
-    return heading.chat(message, "tool_calls", completion["usage"], logprobs)
+    answers: list[tuple[dict[str, Any], str | None, ChatCompletionLogprobs | None]] = []
+    for choice in completion["choices"]:
+        logprobs, text = _to_chat_logprobs(choice["logprobs"]), choice["text"]
+        if tool_name is None:
+            answers.append(({"role": "assistant", "content": text}, choice["finish_reason"], logprobs))
+        else:
+            function = {"name": tool_name, "arguments": text}
+            call = {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
+            message = {"role": "assistant", "content": None, "function_call": dict(function), "tool_calls": [call]}
+            answers.append((message, "tool_calls", logprobs))
+    response = heading.chat(answers, completion["usage"])
+    if "timings" in completion:
+        response["timings"] = completion["timings"]
+    return response
 
 
 def chunks_to_chat(
@@ -209,23 +262,30 @@ def chunks_to_chat(
 ) -> Iterator[CreateChatCompletionStreamResponse]:
     """Turn the chunks of a completion into those of an answer, or of a call of ``tool_name``."""
     heading: Heading | None = None
+    begun: set[int] = set()
     for chunk in chunks:
+        heading = heading or Heading(chunk["model"], chunk["id"], chunk["created"])
+        if not chunk["choices"]:
+            yield heading.last_chat_chunk(chunk["usage"], chunk["timings"])
+            continue
         choice = chunk["choices"][0]
-        if heading is None:
-            heading = Heading(chunk["model"], chunk["id"], chunk["created"])
-            yield heading.chat_chunk({"role": "assistant"})
+        index = choice["index"]
+        if index not in begun:
+            begun.add(index)
+            yield heading.chat_chunk({"role": "assistant"}, index=index)
             if tool_name is not None:
                 function = {"name": tool_name, "arguments": ""}
                 call = {"index": 0, "id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
-                yield heading.chat_chunk({"tool_calls": [call]})
+                yield heading.chat_chunk({"tool_calls": [call]}, index=index)
         reason = choice["finish_reason"]
         if reason is not None:
-            yield heading.chat_chunk({}, reason if tool_name is None else "tool_calls")
+            yield heading.chat_chunk({}, reason if tool_name is None else "tool_calls", index=index)
         elif tool_name is None:
-            yield heading.chat_chunk({"content": choice["text"]}, None, _to_chat_logprobs(choice["logprobs"]))
+            logprobs = _to_chat_logprobs(choice["logprobs"])
+            yield heading.chat_chunk({"content": choice["text"]}, None, logprobs, index)
         else:
             piece = {"index": 0, "function": {"arguments": choice["text"]}}
-            yield heading.chat_chunk({"tool_calls": [piece]})
+            yield heading.chat_chunk({"tool_calls": [piece]}, index=index)
 
 
 def _to_chat_logprobs(logprobs: CompletionLogprobs | None) -> ChatCompletionLogprobs | None:

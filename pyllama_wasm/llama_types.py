@@ -46,6 +46,7 @@ __all__ = [
     "EmbeddingUsage",
     "JsonType",
     "PromptTokensDetails",
+    "ResponseTimings",
 ]
 
 JsonType = Any
@@ -124,10 +125,25 @@ class _Completion(TypedDict):
     choices: list[CompletionChoice]
 
 
+class ResponseTimings(TypedDict):
+    """Where the time went, as llama.cpp's server writes it."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
 class CreateCompletionResponse(_Completion, total=False):
-    """What ``create_completion`` returns; chunks of a stream have no usage."""
+    """What ``create_completion`` returns; of a stream only a chunk after the last, if asked for, has a usage."""
 
     usage: CompletionUsage
+    timings: ResponseTimings
 
 
 CreateCompletionStreamResponse = CreateCompletionResponse
@@ -204,15 +220,19 @@ class ChatCompletionResponseChoice(TypedDict):
     finish_reason: str | None
 
 
-class CreateChatCompletionResponse(TypedDict):
-    """What ``create_chat_completion`` returns."""
-
+class _ChatCompletion(TypedDict):
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
     choices: list[ChatCompletionResponseChoice]
     usage: CompletionUsage
+
+
+class CreateChatCompletionResponse(_ChatCompletion, total=False):
+    """What ``create_chat_completion`` returns."""
+
+    timings: ResponseTimings
 
 
 class ChatCompletionMessageToolCallChunkFunction(TypedDict, total=False):
@@ -253,14 +273,19 @@ class ChatCompletionStreamResponseChoice(TypedDict):
     finish_reason: Literal["stop", "length", "tool_calls", "function_call"] | None
 
 
-class CreateChatCompletionStreamResponse(TypedDict):
-    """One chunk of ``create_chat_completion(stream=True)``."""
-
+class _ChatChunk(TypedDict):
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
     choices: list[ChatCompletionStreamResponseChoice]
+
+
+class CreateChatCompletionStreamResponse(_ChatChunk, total=False):
+    """One chunk of ``create_chat_completion(stream=True)``; only one after the last, if asked for, has a usage."""
+
+    usage: CompletionUsage
+    timings: ResponseTimings
 
 
 ChatCompletionChunk = CreateChatCompletionStreamResponse

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,7 @@ class ChatModel(_Chat, llm.Model):
             answer = warm_model(_source(self.reference)).chat(stream=True, **self._arguments(prompt))
             with contextlib.closing(answer):
                 for delta in answer.deltas():
-                    if reasoning := delta.get("reasoning_content"):
-                        yield StreamEvent(type="reasoning", chunk=reasoning)
-                    if content := delta.get("content"):
-                        yield StreamEvent(type="text", chunk=content)
-                    yield from calls.add(delta.get("tool_calls") or ())
+                    yield from _events(delta, calls)
             self._finish(response, answer.completion, calls)
 
 
@@ -129,15 +125,19 @@ class AsyncChatModel(_Chat, llm.AsyncModel):
             model = await asyncio.to_thread(lambda: warm_model(_source(self.reference)))
             answer = await AwaitedModel(model).chat(stream=True, **self._arguments(prompt))
             async with answer:
-                async for piece in answer:
-                    yield StreamEvent(type="text", chunk=piece)
-            completion = answer.completion
-            message: Any = completion.message if completion is not None else {}
-            if reasoning := message.get("reasoning_content"):
-                yield StreamEvent(type="reasoning", chunk=reasoning)
-            for event in calls.add(message.get("tool_calls") or ()):
-                yield event
-            self._finish(response, completion, calls)
+                async for delta in answer.deltas():
+                    for event in _events(delta, calls):
+                        yield event
+            self._finish(response, answer.completion, calls)
+
+
+def _events(delta: Mapping[str, Any], calls: ToolCalls) -> Iterator[StreamEvent]:
+    """Yield what ``llm`` is to know of a piece of an answer."""
+    if reasoning := delta.get("reasoning_content"):
+        yield StreamEvent(type="reasoning", chunk=reasoning)
+    if content := delta.get("content"):
+        yield StreamEvent(type="text", chunk=content)
+    yield from calls.add(delta.get("tool_calls") or ())
 
 
 class EmbeddingModel(LlmEmbeddingModel):

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ._call_options import split_options
+from ._choices import check_parallel
 from ._listening import ListeningScheduler
 from ._logits_processors import LogitsProcessor, LogitsProcessors
+from ._run_many import prepared, run_all
 from .adapter import LoraAdapter
 from .chat_calls import ChatCalls
 from .completion_calls import CompletionCalls
@@ -19,7 +21,7 @@ from .context import Context
 from .draft_model import DraftModel
 from .embedding import Embedder, EmbeddingInput, Embeddings, Pooling, RankedDocument, is_single
 from .errors import OutOfMemoryError, RequestError, UnsupportedModelError
-from .generate import Generation, GenerationRequest, TextStream, checked_prompt, complete_all
+from .generate import Generation, GenerationRequest, TextStream, checked_prompt
 from .lane import Lane, ModelJobs
 from .limits import Limits
 from .loaded_model import Progress
@@ -42,9 +44,6 @@ Load = Literal["map", "copy", "snapshot"]
 Isolation = Literal["process"]
 
 Stop = str | Iterable[str] | None
-
-MAX_PARALLEL = 64
-"""Most sequences that ``generate_many`` computes together."""
 
 
 class Model(ChatCalls, CompletionCalls):
@@ -94,8 +93,8 @@ class Model(ChatCalls, CompletionCalls):
         the unchanged file share; ``"copy"`` copies it into the sandbox. A load that reads no weights copies nothing.
 
         ``isolation="process"`` puts the sandbox into a process of its own, which can be killed, and which on Linux can
-        open no file, start nothing and connect to nothing. Text, embeddings and tokens are as without it; contexts,
-        samplers, adapters and Python functions in the sandbox are not to be had. Its end is a ``ProcessDiedError``.
+        open no file, start nothing and connect to nothing. What calls return is as without it; contexts, samplers and
+        Python functions in the sandbox are not to be had. Its end is a ``ProcessDiedError``.
 
         Raises ``ModelFileError``, ``ModelFormatError``, ``UnsupportedModelError`` or ``OutOfMemoryError``, and
         ``RequestError`` for arguments that do not fit; nothing remains of a failed load.
@@ -186,7 +185,8 @@ class Model(ChatCalls, CompletionCalls):
 
         Further options of one call: ``logprobs=n`` tells of each token its log-probability and those of the ``n``
         likeliest ones; ``logit_bias={token or text: number}`` adds to logits, ``-inf`` forbids, a text stands for its
-        tokens; ``loras={adapter: scale}`` computes with adapters; ``echo=True`` begins the text with the prompt;
+        tokens; ``loras={adapter: scale}`` computes with adapters; ``echo=True`` begins the text with the prompt, whose
+        own tokens are in ``prompt_logprobs`` where ``logprobs`` is given too, with ``max_tokens=0`` nothing else;
         ``speculative``, a ``PromptLookup`` or what ``load_draft`` gives, has tokens proposed and verified together.
 
         Calls from several threads are computed together, one batch per step. A prompt that begins as an earlier one
@@ -240,27 +240,40 @@ class Model(ChatCalls, CompletionCalls):
         """Continue many prompts and return their completions in the same order.
 
         Up to ``n_parallel`` (1 to 64) are computed together, token by token in one batch, which is much faster than
-        one after the other; where one ends the next begins. Fewer run at a time when memory is short. ``sampling``
+        one after the other; where one ends the next begins. Fewer run at a time when memory is short. Prompts that are
+        the same are computed once for those that run at a time. ``sampling``
         is one set of parameters for all or one for each prompt. ``progress(n_done, n_prompts)`` is called now and
         then, in the calling thread. The rest is as in ``generate``.
 
         What is wrong with any prompt is raised before anything is computed; whatever is raised later, ``Ctrl-C`` and
         ``cancel`` included, ends all of them.
         """
+        check_parallel(n_parallel)
+        with self._bounded(deadline_s):
+            generations = self._many(prompts, max_tokens, stop, sampling, logits_processors, **changes)
+            return run_all(self, generations, n_parallel, progress)
+
+    def _many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: Stop = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        **changes: Any,
+    ) -> list[Generation[Completion]]:
+        """Return the generations of ``generate_many``, which have not begun."""
         if isinstance(prompts, str):
             raise RequestError("generate", "prompts is one text and not a list of them")
-        if isinstance(n_parallel, bool) or not isinstance(n_parallel, int) or not 1 <= n_parallel <= MAX_PARALLEL:
-            raise RequestError("generate", f"n_parallel is {n_parallel!r} and not a count from 1 to {MAX_PARALLEL}")
         each = [sampling] * len(prompts) if sampling is None or isinstance(sampling, SamplingParams) else [*sampling]
         if len(each) != len(prompts):
             raise RequestError("generate", f"{len(each)} sampling parameters for {len(prompts)} prompts")
-        processors = tuple(logits_processors)
-        with self._bounded(deadline_s):
-            requests = [
-                self._request(prompt, max_tokens, stop, params, changes, processors)
-                for prompt, params in zip(prompts, each, strict=True)
-            ]
-            return complete_all(self, requests, n_parallel, progress)
+        processors, stops = tuple(logits_processors), check_stops(stop)
+        requests = [
+            self._request(prompt, max_tokens, stops, params, changes, processors)
+            for prompt, params in zip(prompts, each, strict=True)
+        ]
+        return prepared(self, requests)
 
     @overload
     def embed(

@@ -82,6 +82,11 @@ class WarmModels:
                 warm.n_users -= 1
             self._close_surplus()
 
+    def note(self, warm: _Warm, stream: TextStream) -> None:
+        """Keep a model open for as long as a stream of it is read."""
+        with self._lock:  # others look at all streams meanwhile
+            warm.streams.add(stream)
+
     def close(self) -> None:
         """Close all of them, whatever they are at."""
         with self._lock:
@@ -255,7 +260,7 @@ def embed(
 def _noted(stream: S, warm: _Warm | None) -> S:
     """Keep the model of a stream open for as long as somebody reads it."""
     if warm is not None:
-        warm.streams.add(stream)
+        _models.note(warm, stream)
     return stream
 
 

@@ -30,7 +30,7 @@ from ._state_format import (
     unpack_session,
     with_streams,
 )
-from .errors import ClosedError, GuestDiedError, PyllamaError, RequestError
+from .errors import CancelledError, ClosedError, GuestDiedError, PyllamaError, RequestError
 from .state import _LAYOUT, _kv_layout, _n_stream, _set_state, _state_of
 
 if TYPE_CHECKING:
@@ -228,6 +228,9 @@ class AttachedCache:
         if run is None or lane.key or run.source is not None or run.is_alone:
             return
         run.keep = partial(self.keep, lane, slot)
+        # A state is written at once, a copy that another request was given by the next decode: over it, or of it.
+        if lane.context._is_copy_pending:
+            return
         identity = self._identity(lane)
         prompt = run.prompt[:-1]  # the last token has to be computed
         found = self._store.find(identity, prompt, is_whole=not self._is_cut, n_most=lane.n_ctx_seq)
@@ -239,10 +242,14 @@ class AttachedCache:
         except (OSError, PyllamaError) as error:
             self._refuse(entry, error)
             return
+        before = slot.n_past, slot.n_kv, run.n_cached
         slot.n_past = slot.n_kv = run.n_cached = 0
         try:
             _set_state(lane.context, slot.seq_id, state)
         except (GuestDiedError, ClosedError):
+            raise
+        except CancelledError:  # while it was copied into the sandbox; the next step begins again
+            slot.n_past, slot.n_kv, run.n_cached = before
             raise
         except PyllamaError as error:  # the sequence is empty then
             self._refuse(entry, error)
@@ -253,10 +260,11 @@ class AttachedCache:
     def keep(self, lane: Lane, slot: Slot) -> None:
         """Keep what a request has computed, now that it ends by itself, unless it is kept already."""
         tokens = slot.tokens[: slot.n_past].copy()
-        if len(tokens) < self.cache.min_tokens:
+        if len(tokens) < self.cache.min_tokens or lane.context._is_copy_pending:  # perhaps not copied yet
             return
         identity, replaced = self._identity(lane), []
-        best = self._store.find(identity, tokens, is_whole=False, n_most=1 << 31)
+        # A state that cannot be cut is of use only where the whole of it is a beginning.
+        best = self._store.find(identity, tokens, is_whole=not self._is_cut, n_most=1 << 31)
         if best is not None:
             entry, n_common = best
             if n_common == len(tokens) or len(tokens) - n_common < _MIN_GAIN <= n_common:

@@ -424,7 +424,7 @@ def sample_many(
     choosers: Sequence[Sampler],
     context: Context,
     indices: Sequence[int],
-    errors: dict[int, Exception] | None = None,
+    errors: dict[int, BaseException] | None = None,
 ) -> list[int]:
     """Choose and accept one token per sampler, after the outputs ``indices`` of one batch; on the engine thread.
 
@@ -432,7 +432,7 @@ def sample_many(
     others still get their tokens; its place holds -1 and ``errors``, if given, tells why by position; without it the
     first error is raised at the end. A guest that dies ends all.
     """
-    failed: dict[int, Exception] = {}
+    failed: dict[int, BaseException] = {}
     tokens = [-1] * len(choosers)
     waiting = [k for k, sampler in enumerate(choosers) if sampler._is_usable]
     for k in sorted(set(range(len(choosers))) - set(waiting)):
@@ -446,16 +446,18 @@ def sample_many(
     return tokens
 
 
-def ends_all(model: LoadedModel, error: Exception) -> bool:
-    """Whether an error in a step ends it for everybody; its type does not tell: a processor raises what it likes."""
+def ends_all(model: LoadedModel, error: BaseException) -> bool:
+    """Whether an error in a step ends it for everybody; its type does not tell: users' code raises even SystemExit."""
     is_over = model.is_closed or model.engine.is_dead or model.engine.cancel_requested
     return is_over and isinstance(error, (CancelledError, ClosedError, GuestDiedError))
 
 
-def _one(sampler: Sampler, context: Context, i: int, k: int, tokens: list[int], failed: dict[int, Exception]) -> None:
+def _one(
+    sampler: Sampler, context: Context, i: int, k: int, tokens: list[int], failed: dict[int, BaseException]
+) -> None:
     try:
         tokens[k] = sampler._sample(context, i)
-    except Exception as error:
+    except BaseException as error:
         if ends_all(context.model, error):
             raise
         failed[k] = error
@@ -467,7 +469,7 @@ def _batch(
     indices: Sequence[int],
     waiting: list[int],
     tokens: list[int],
-    failed: dict[int, Exception],
+    failed: dict[int, BaseException],
 ) -> list[int]:
     """Serve the waiting ones in one guest call; return those behind one that failed."""
     native, n = context._native, len(waiting)

@@ -369,6 +369,9 @@ class Scheduler:
             self._is_short = False
         request.released()
         group, request.group = request.group, None
+        if group is not None and request in group.waiting:  # it leaves no place to another
+            group.waiting.remove(request)
+            return
         while group is not None and group.waiting:
             following = group.waiting.popleft()
             if not following.is_ended:
@@ -389,7 +392,7 @@ class Scheduler:
             self._queue.popleft()
 
     def _best_slot(self, request: Request) -> tuple[Lane, Slot] | None:
-        """Prefer a long prefix that is cached already, then company, then a small context."""
+        """Prefer who has the same prompt, a long prefix that is cached already, then company, then a small context."""
         best: tuple[Lane, Slot] | None = None
         best_rank: tuple[int, ...] = ()
         for lane in self._lanes:
@@ -398,12 +401,14 @@ class Scheduler:
             if request.group is not None and len(lane.slots) < request.group.n_slots:
                 continue
             n_running = lane.n_running
+            twins = request.twins
+            has_twin = twins is not None and any(slot.run and slot.run.twins is twins for slot in lane.slots)
             for slot in lane.slots:
                 if slot.run is None:
                     n_common = slot.n_common(request.prompt, lane.may_trim)
                     is_good = n_common >= _GOOD_PREFIX
                     # Low ids first: llama.cpp computes sequences together when there is no gap between them.
-                    rank = (n_common if is_good else 0, n_running, -lane.n_ctx_seq, -slot.seq_id)
+                    rank = (has_twin, n_common if is_good else 0, n_running, -lane.n_ctx_seq, -slot.seq_id)
                     if best is None or rank > best_rank:
                         best, best_rank = (lane, slot), rank
         return best

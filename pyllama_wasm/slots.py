@@ -73,6 +73,15 @@ class Request(ABC):
         self.wants_logits = False
         """Whether ``see_logits`` is to be called for each of its tokens."""
 
+        self.wants_prompt_logits = False
+        """Whether ``see_prompt_logits`` is to be called for the tokens of its prompt: all of it is computed then."""
+
+        self.wants_tokens = True
+        """Whether anything is to follow its prompt; else it ends with ``read_prompt``."""
+
+        self.twins: object = None
+        """The same object for requests of one prompt, which is computed once for those in one lane."""
+
         self.n_unread = 0
         self.is_ended = self.is_waited_for = False
         self.keep: Callable[[], None] | None = None
@@ -87,6 +96,11 @@ class Request(ABC):
     def is_ready(self) -> bool:
         """Whether there is something for who waits."""
         return self.is_ended
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody wants it any more, though it has not been ended yet."""
+        return False
 
     @property
     def is_wanted(self) -> bool:
@@ -117,6 +131,16 @@ class Request(ABC):
     def see_logits(self, token: int, logits: npt.NDArray[np.float32]) -> None:  # noqa: B027  few want to
         """Look at the model's logits, of which ``token`` was chosen; before ``took``."""
 
+    def see_prompt_logits(self, i: int, logits: npt.NDArray[np.float32]) -> None:  # noqa: B027  few want to
+        """Look at the logits before token ``i`` of the prompt; in order, from 1 on, some perhaps twice."""
+
+    def read_prompt(self) -> None:  # noqa: B027  few want no more
+        """End: all of the prompt was seen, and nothing is to follow."""
+
+    def joined(self, twin: Request) -> None:
+        """Take over what was computed of the prompt for another request of the same."""
+        self.n_cached = len(self.prompt)
+
     @abstractmethod
     def check(self) -> None:
         """Raise if the request must not go on: the place for cancelling and for deadlines."""
@@ -139,7 +163,8 @@ class Slot:
     """
 
     __slots__ = (
-        "is_direct", "is_encoded", "is_fresh", "n_kv", "n_past", "n_ready", "n_tokens", "run", "seq_id", "tokens",
+        "is_direct", "is_encoded", "is_following", "is_fresh", "n_kv", "n_past", "n_ready", "n_tokens", "run", "seq_id",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, n_ctx_seq: int) -> None:
@@ -153,6 +178,9 @@ class Slot:
 
         self.is_fresh = False
         """Whether the request has a slot and no step has looked at it yet."""
+
+        self.is_following = False
+        """Whether another slot computes the prompt of the request for it."""
 
         self.n_ready = -1
         """The ``n_past`` for which the guest has that call's arguments already."""
@@ -174,11 +202,12 @@ class Slot:
         """Give the slot to a request."""
         prompt = run.prompt
         # The decoder's cache depends on all that the encoder read.
-        self.n_past = 0 if run.source is not None or run.is_alone else self.n_common(prompt, may_trim)
+        is_new = run.source is not None or run.is_alone or run.wants_prompt_logits
+        self.n_past = 0 if is_new else self.n_common(prompt, may_trim)
         self.n_tokens = len(prompt)
         self.tokens[self.n_past : self.n_tokens] = prompt[self.n_past :]
         self.is_encoded = run.source is None
-        self.is_direct, self.n_ready, self.is_fresh = False, -1, True
+        self.is_direct, self.n_ready, self.is_fresh, self.is_following = False, -1, True, False
         run.n_cached = self.n_past
         self.run = run
 
@@ -197,7 +226,7 @@ def plan_step(slots: Sequence[Slot], n_batch: int, turn: int) -> list[tuple[Slot
     parts: list[tuple[Slot, int]] = []
     prompts: list[Slot] = []
     for slot in slots:
-        if slot.run is not None and slot.run.is_runnable:
+        if slot.run is not None and slot.run.is_runnable and not slot.is_following:
             if slot.n_tokens - slot.n_past == 1:
                 parts.append((slot, 1))
             else:

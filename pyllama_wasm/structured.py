@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._schema import normalized
-from ._type_schema import check_value, is_model, root_schema
+from ._type_schema import check_value, is_model, model_schema, root_schema
 from .errors import AnswerError, RequestError
 
 __all__ = ["ResponseFormat"]
@@ -34,7 +34,7 @@ class ResponseFormat:
             schema = _asked_schema(asked)
             return None if schema is None else cls(normalized(schema), json.loads, schema)
         if is_model(asked):
-            schema = asked.model_json_schema()
+            schema = model_schema(asked)
             return cls(normalized(schema), asked.model_validate_json, schema)
         schema = root_schema(asked)
         return cls(normalized(schema), lambda text: check_value(asked, json.loads(text)), schema)
@@ -48,7 +48,7 @@ class ResponseFormat:
         """Return the object that an answer is; ``AnswerError`` for one that it is not."""
         try:
             return self.make(text)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # a class's own code may raise anything
             failure = AnswerError("read the answer", str(error) or type(error).__name__)
             failure.text = text
             raise failure from error

@@ -6,14 +6,25 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ._schema import check_depth, normalized
 from ._type_schema import check_value, is_model, type_hints, type_schema
 from .errors import RequestError
 
-__all__ = ["TOOLS_TEMPLATE", "Tool", "ToolChoice", "call_tool", "choose_tools", "function_tool", "tool_name"]
+__all__ = [
+    "TOOLS_TEMPLATE",
+    "Tool",
+    "ToolChoice",
+    "await_tool",
+    "call_tool",
+    "choose_tools",
+    "function_tool",
+    "is_coroutine_tool",
+    "tool_name",
+]
 
 Json = Any
 Tool = Callable[..., Any] | Mapping[str, Any]
@@ -67,8 +78,6 @@ def function_tool(function: Callable[..., Any]) -> dict[str, Json]:
     that has no schema.
     """
     name = tool_name(function)
-    if inspect.iscoroutinefunction(function):
-        raise RequestError("describe a tool", f"{name} is a coroutine function")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError as error:
@@ -170,17 +179,44 @@ def _checked(index: int, tool: object) -> dict[str, Json]:
     return {"type": "function", "function": {"description": "", **function, "parameters": dict(parameters)}}
 
 
+def is_coroutine_tool(tool: Tool) -> bool:
+    """Whether calling a tool gives something to be awaited."""
+    if not callable(tool):
+        return False
+    return inspect.iscoroutinefunction(tool) or inspect.iscoroutinefunction(getattr(tool, "__call__", None))  # noqa: B004
+
+
 def call_tool(tool: Tool | None, name: str, arguments: str) -> str:
     """Call a function with JSON of its arguments and return the result as text, or what went wrong, for the model."""
     try:
-        given = json.loads(arguments or "{}")
-        if not isinstance(given, dict):
-            raise TypeError("the arguments are no object")
-        if tool is None or not callable(tool):
-            raise LookupError(f"there is no tool {name}")
-        return _text(tool(**_converted(tool, given)))
+        return _text(_bound(tool, name, arguments)())
     except Exception as error:  # noqa: BLE001  whatever a tool raises the model is told
-        return f"error: {type(error).__name__}: {error}"
+        return _failure(error)
+
+
+async def await_tool(
+    tool: Tool | None, name: str, arguments: str, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
+) -> str:
+    """Do as ``call_tool``: a coroutine function is awaited, any other is called by ``in_thread``."""
+    try:
+        call = _bound(tool, name, arguments)
+        result = call() if tool is not None and is_coroutine_tool(tool) else await in_thread(call)
+        return _text(await result if inspect.isawaitable(result) else result)
+    except Exception as error:  # noqa: BLE001  whatever a tool raises the model is told
+        return _failure(error)
+
+
+def _bound(tool: Tool | None, name: str, arguments: str) -> Callable[[], Any]:
+    given = json.loads(arguments or "{}")
+    if not isinstance(given, dict):
+        raise TypeError("the arguments are no object")
+    if tool is None or not callable(tool):
+        raise LookupError(f"there is no tool {name}")
+    return partial(tool, **_converted(tool, given))
+
+
+def _failure(error: Exception) -> str:
+    return f"error: {type(error).__name__}: {error}"
 
 
 def _converted(function: Callable[..., Any], given: dict[str, Json]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    """Tokens of the prompt that an earlier call had left in the KV cache, so that they were not computed again."""
+    """Tokens of the prompt that were in the KV cache, of an earlier call or of another choice, and so not computed."""
 
     @property
     def total_tokens(self) -> int:
@@ -140,6 +140,12 @@ class Completion:
 
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, kw_only=True)
     """One for each of ``tokens``, when they were asked for."""
+
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = field(default=None, kw_only=True)
+    """One for each token of the prompt, ``None`` for the first, when ``echo`` was asked for too.
+
+    Not of what an encoder has read.
+    """
 
     def __str__(self) -> str:
         """Return the text."""

@@ -158,3 +158,11 @@ def tiny(tiny_path: Path) -> Iterator[pw.Model]:
     """Yield a tiny model of the test's own."""
     with pw.Model(tiny_path, n_threads=1) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have compiled code cached in a folder of the test's own, which is not made yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PYLLAMA_WASM_CACHE", str(folder))
+    return folder

@@ -62,6 +62,12 @@ class HubServer(ThreadingHTTPServer):
         self.spoiled: set[str] = set()
         """Files whose content comes with a byte changed."""
 
+        self.swollen: set[str] = set()
+        """Files of which more comes than was told."""
+
+        self.whole_only: set[str] = set()
+        """Files of which no part is given."""
+
         self.has_tags = True
         self.moved: dict[str, str] = {}
         """Where ``/moved/NAME`` leads."""
@@ -175,10 +181,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if name in self.server.spoiled:
             data = data[:-1] + bytes([data[-1] ^ 1])
+        if name in self.server.swollen:
+            data += bytes(1 << 20)
         tag = f'"{hashlib.sha256(data).hexdigest()}"'
         headers = {"ETag": tag} if self.server.has_tags else {}
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-        if asked is None or self.headers["If-Range"] not in (None, tag):
+        if asked is not None and name in self.server.whole_only:
+            self._send(416, {"Content-Range": f"bytes */{len(data)}"})
+        elif asked is None or self.headers["If-Range"] not in (None, tag):
             self._send(200, headers, data, name)
         elif (start := int(asked[1])) >= len(data):
             self._send(416, {"Content-Range": f"bytes */{len(data)}"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -52,6 +53,22 @@ def integers() -> st.SearchStrategy[Schema]:
     return kinds.map(lambda more: {"type": "integer", **more})
 
 
+def multiples() -> st.SearchStrategy[Schema]:
+    """Return multiples of what is exact in binary too, within bounds."""
+    kinds = st.tuples(st.sampled_from(["integer", "number"]), st.sampled_from([2, 7, 10, 0.5, 0.25, 1.5]))
+    return kinds.map(lambda kind: {"type": kind[0], "multipleOf": kind[1], "minimum": -10, "exclusiveMaximum": 30.5})
+
+
+def sets() -> st.SearchStrategy[Schema]:
+    """Return arrays of different items."""
+    items: st.SearchStrategy[Schema] = st.one_of(
+        st.just({"type": "boolean"}), st.lists(SCALARS, min_size=2, max_size=5).map(lambda values: {"enum": values})
+    )
+    return st.tuples(items, st.sampled_from([{}, {"minItems": 1}, {"maxItems": 2}])).map(
+        lambda parts: {"type": "array", "items": parts[0], "uniqueItems": True, **parts[1]}
+    )
+
+
 @st.composite
 def objects(draw: st.DrawFn, inner: st.SearchStrategy[Schema]) -> Schema:
     """Return objects with some properties, some required, some further ones."""
@@ -78,6 +95,8 @@ def schemas() -> st.SearchStrategy[Schema]:
     leaves: Any = st.one_of(
         strings(),
         integers(),
+        multiples(),
+        sets(),
         st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "number"}, {"type": ["integer", "null"]}]),
         SCALARS.map(lambda value: {"const": value}),
         st.lists(SCALARS, min_size=1, max_size=4).map(lambda values: {"enum": values}),
@@ -121,16 +140,16 @@ def hoisted(schema: Schema) -> Schema:
 
 
 def collect(n: int, strategy: st.SearchStrategy[Schema]) -> list[Schema]:
-    """Return ``n`` schemas, the same ones every time."""
-    found: list[Schema] = []
+    """Return ``n`` different schemas, the same ones every time."""
+    found: dict[str, Schema] = {}
 
     @settings(
-        max_examples=n, derandomize=True, database=None, phases=[Phase.generate], deadline=None,
+        max_examples=2 * n, derandomize=True, database=None, phases=[Phase.generate], deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(strategy)
     def gather(schema: Schema) -> None:
-        found.append(schema)
+        found.setdefault(json.dumps(schema, sort_keys=True), schema)
 
     gather()
-    return found
+    return list(found.values())[:n]

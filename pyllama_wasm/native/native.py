@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ _ERROR_TEXT_BYTES = 2044
 _OUT_OF_MEMORY = 2
 _HOST_REFUSED = 4
 
+
+PIECE_BYTES = 4 << 20
+"""What is copied at once, a few milliseconds: between two pieces a deadline ends the call."""
 
 OWN_TEXT_BYTES = 1 << 20
 """A model's own texts, its template and metadata, may be so long whatever the limit of output is."""
@@ -174,11 +177,31 @@ class Native:
 
     @contextmanager
     def array(self, values: npt.NDArray[Any] | bytes | bytearray) -> Iterator[int]:
-        """Copy an array, as it is laid out in C order, or bytes into the guest for the block."""
+        """Copy an array, as it is laid out in C order, or bytes into the guest for the block.
+
+        Raises what ``Engine.check_time`` raises while that takes long.
+        """
         data = np.ascontiguousarray(values).tobytes() if isinstance(values, np.ndarray) else bytes(values)
         with self.scratch(len(data)) as ptr:
-            self.engine.memory.write(ptr, data)
+            if len(data) <= PIECE_BYTES:
+                self.engine.memory.write(ptr, data)
+            else:
+                self.write(ptr, data, "copy into the sandbox")
             yield ptr
+
+    def write(self, ptr: int, data: bytes | bytearray | memoryview, operation: str) -> None:
+        """Copy ``data`` in, piece by piece; between two of them ``Engine.check_time`` may end it."""
+        with memoryview(data) as view:
+            for at in range(0, len(view), PIECE_BYTES):
+                self.engine.check_time(operation)
+                self.engine.memory.write(ptr + at, view[at : at + PIECE_BYTES])
+
+    def read_into(self, ptr: int, n: int, out: IO[bytes], operation: str) -> None:
+        """Write ``n`` bytes of guest memory to a file in memory, piece by piece, as ``write``."""
+        for at in range(0, n, PIECE_BYTES):
+            self.engine.check_time(operation)
+            with self.engine.memory.readable_buffer(ptr + at, min(PIECE_BYTES, n - at)) as piece:
+                out.write(piece)
 
     # -- callbacks ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_prompt_is_what_the_models_template_makes(model: pw.Model) -> None:
     without = model.apply_chat_template(QUESTION, add_generation_prompt=False)
     assert not without.endswith("assistant\n")
     assert "SmolLM" in without  # the template's own system message
+
+
+def test_a_template_is_rendered_where_no_template_engine_is_installed(
+    tiny: pw.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # so that an import of it fails
+    prompt = tiny.apply_chat_template(QUESTION, template="{{ messages[0].content | upper }}")
+    assert prompt == "WHAT IS THE CAPITAL OF FRANCE?"
+
+
+def test_a_template_that_is_too_long_is_refused(tiny: pw.Model) -> None:
+    with pytest.raises(pw.RequestError, match="more than 262144 characters"):
+        tiny.chat(QUESTION, template="{{ 1 }}" * 160_000)
 
 
 def test_conversation_goes_on(model: pw.Model) -> None:

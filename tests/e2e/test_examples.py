@@ -32,6 +32,8 @@ EXPECTED = {
     "samplers.py": ["penalties > top-k > no-capitals > temp > dist"],
     "save_state.py": ["saved 22 tokens", "its favourite place was the library"],
     "stream.py": [" "],
+    "structured.py": ["City True bool", "True True\nTrue True\nTrue True\n"],
+    "tools.py": ["asked for: multiply ", "multiply {'a': 12, 'b': 7}", "['user', 'assistant', 'tool', 'assistant']"],
     "two_models.py": ["The capital of France is Paris", "The capital of Japan is Tokyo"],
 }
 

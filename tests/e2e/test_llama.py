@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import threading
 import warnings
@@ -190,10 +191,75 @@ def test_an_echoed_prompt_has_logprobs_too(fresh: pw.Llama) -> None:
     logprobs = found["choices"][0]["logprobs"]
     assert "".join(logprobs["tokens"]).strip() == text_of(found)
     assert len(logprobs["tokens"]) == len(fresh.tokenize(PROMPT)) - 1 + 2
-    fresh.reset()
-    fresh.eval(fresh.tokenize(PROMPT)[:1])
-    row = fresh.logits_to_logprobs(fresh.scores[-1])
-    assert logprobs["token_logprobs"][0] == pytest.approx(float(row[fresh.tokenize(PROMPT)[1]]), abs=1e-4)
+    # As OpenAI's server and llama-cpp-python have it, though the openai package's types know no null there.
+    assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+    tokens = fresh.tokenize(PROMPT)
+    for k in (2, len(tokens) - 1):  # tokens[0] begins the text and is no part of it
+        fresh.reset()
+        fresh.eval(tokens[:k])
+        row = fresh.logits_to_logprobs(fresh.scores[-1])
+        assert logprobs["token_logprobs"][k - 1] == pytest.approx(float(row[tokens[k]]), abs=1e-4)
+
+
+def test_an_echoed_prompt_is_scored_alike_step_by_step_and_streamed(fresh: pw.Llama) -> None:
+    options: dict[str, Any] = {"max_tokens": 3, "logprobs": 2, "echo": True, **GREEDY}
+    whole = fresh(PROMPT, **options)["choices"][0]
+    chunks = list(fresh(PROMPT, stream=True, **options))
+    assert chunks[0]["choices"][0]["text"] == PROMPT
+    told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": []}
+    for chunk in chunks:
+        for name, values in told.items():
+            values += (chunk["choices"][0]["logprobs"] or {name: []})[name]
+    assert told["tokens"] == whole["logprobs"]["tokens"]
+    assert told["token_logprobs"][1:] == pytest.approx(whole["logprobs"]["token_logprobs"][1:], abs=1e-4)
+    criteria = pw.StoppingCriteriaList([lambda tokens, logits: False])
+    by_steps = fresh(PROMPT, stopping_criteria=criteria, **options)["choices"][0]
+    assert by_steps["text"] == whole["text"]
+    assert by_steps["logprobs"]["token_logprobs"][1:] == pytest.approx(
+        whole["logprobs"]["token_logprobs"][1:], abs=1e-4
+    )
+
+
+def test_choices_are_computed_from_one_prompt(fresh: pw.Llama) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "seed": 3, "temperature": 1.0, "logit_bias": {2: -100.0}}
+    one = [text_of(fresh(PROMPT, **{**options, "seed": 3 + i})) for i in range(3)]
+    found = fresh(PROMPT, n=3, **options)
+    assert [choice["text"] for choice in found["choices"]] == one
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2]
+    assert found["usage"]["prompt_tokens"] == len(fresh.tokenize(PROMPT))
+    assert found["usage"]["completion_tokens"] == 24
+    assert openai_types.Completion.model_validate(found)
+    texts = ["", "", ""]
+    *chunks, last = fresh(PROMPT, n=3, stream=True, stream_options={"include_usage": True}, **options)
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == one
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 24
+    assert last["timings"]["predicted_n"] == 24
+    by_steps = fresh(PROMPT, n=2, stopping_criteria=pw.StoppingCriteriaList([lambda *_: False]), **options)
+    assert [choice["text"] for choice in by_steps["choices"]] == one[:2]
+
+
+def test_keywords_beyond_llama_cpp_python_s(fresh: pw.Llama) -> None:
+    assert fresh(PROMPT, max_completion_tokens=3, user="me", **GREEDY)["usage"]["completion_tokens"] == 3
+    assert fresh(PROMPT, n_predict=4, **GREEDY)["usage"]["completion_tokens"] == 4
+    options: dict[str, Any] = {"max_tokens": 8, "seed": 1, "temperature": 1.5, "top_k": 0, "min_p": 0.0, "top_p": 1.0}
+    sampling = pw.SamplingParams(
+        seed=1, temperature=1.5, top_k=0, min_p=0.0, top_p=1.0, xtc_probability=1.0, xtc_threshold=0.01
+    )
+    expected = fresh._model.generate(PROMPT, max_tokens=8, sampling=sampling).text
+    assert text_of(fresh(PROMPT, xtc_probability=1.0, xtc_threshold=0.01, **options)) == expected
+    timings = fresh(PROMPT, max_tokens=4, **GREEDY)["timings"]
+    assert timings["predicted_n"] == 4
+    assert timings["cache_n"] + timings["prompt_n"] == len(fresh.tokenize(PROMPT))
+    refused: list[dict[str, Any]] = [{"tempreature": 1}, {"chat_template_kwargs": {}}, {"n": 0}, {"stream_options": {}}]
+    for wrong in refused:
+        with pytest.raises(pw.RequestError):
+            fresh(PROMPT, **wrong)
+    with pytest.raises(pw.RequestError, match="stream_options"):
+        list(fresh(PROMPT, stream=True, stream_options={"usage": True}))
 
 
 # -- what takes part in the choice ------------------------------------------------------------------------------------
@@ -591,3 +657,66 @@ def test_a_model_that_pools_nothing_gives_a_vector_for_each_token(llm: pw.Llama)
     rows, n_tokens = llm.embed("hello", return_count=True)
     assert len(rows) == n_tokens == len(llm.tokenize("hello")) and len(rows[0]) == 64
     assert llm.pooling_type() == 0
+
+
+def test_what_others_have_is_there_too(fresh: pw.Llama, tmp_path: Path, reranker_path: Path) -> None:
+    tokens = fresh.tokenize(PROMPT)
+    scores = fresh.score(PROMPT)
+    echoed = fresh(PROMPT, max_tokens=1, logprobs=0, echo=True)["choices"][0]["logprobs"]["token_logprobs"]
+    assert len(scores) == len(tokens) == fresh.count_tokens(PROMPT) == fresh.count_tokens(tokens)
+    assert scores[0] is None and scores[2:] == pytest.approx(echoed[1 : len(tokens) - 1], abs=1e-4)
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = fresh.apply_chat_template(messages)
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert fresh.apply_chat_template(messages, add_generation_prompt=False) == prompt.removesuffix(
+        "<|im_start|>assistant\n"
+    )
+    assert fresh.count_tokens(messages) == len(fresh.tokenize(prompt, special=True))
+    with pytest.raises(pw.UnsupportedModelError, match="no tokens for it"):
+        fresh.infill("a", "b")
+    with pytest.raises(pw.RequestError):
+        fresh.count_tokens(5)  # type: ignore[arg-type]
+    with pw.Llama(reranker_path, n_threads=1) as ranking:
+        ranked = ranking.rerank(
+            "capital of France", ["Bananas are yellow.", "Paris is the capital of France."], top_n=1
+        )
+        assert [each.index for each in ranked] == [1]
+
+
+def test_a_text_is_spelled_once_and_not_anew_for_every_token(fresh: pw.Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    spelled: list[int] = []
+    kind = type(fresh._model.vocab)
+
+    def counting(name: str) -> Callable[..., Any]:
+        spell = getattr(kind, name)
+
+        def counted(self: Any, tokens: Any, *more: Any) -> Any:
+            spelled.extend([tokens] if isinstance(tokens, int) else tokens)
+            return spell(self, tokens, *more)
+
+        return counted
+
+    for name in ("token_to_piece", "_step_piece", "detokenize"):
+        monkeypatch.setattr(kind, name, counting(name))
+    options: dict[str, Any] = {"max_tokens": 100, "stream": True, "logit_bias": ENDLESS, **GREEDY}
+    for criteria in (None, pw.StoppingCriteriaList([lambda *_: False])):
+        spelled.clear()
+        assert len(list(fresh(PROMPT, stopping_criteria=criteria, **options))) > 50
+        assert len(spelled) <= 2 * 100
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_process_s_own_output_is_left_alone(
+    tiny_path: Path, verbose: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = [os.fstat(fd) for fd in (1, 2)]
+    during: list[bool] = []
+
+    def look(tokens: Any, logits: Any) -> Any:
+        during.append([os.fstat(fd) for fd in (1, 2)] == before)
+        return logits
+
+    with pw.Llama(tiny_path, n_ctx=64, n_threads=1, verbose=verbose) as llama:
+        llama(PROMPT, max_tokens=2, logits_processor=pw.LogitsProcessorList([look]))
+    assert during and all(during)
+    assert capfd.readouterr() == ("", "")

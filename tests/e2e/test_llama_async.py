@@ -52,6 +52,14 @@ def test_calls_are_those_of_llama(path: Path) -> None:
             tokens = await llama.tokenize("abc")
             assert tokens == own.tokenize(b"abc")
             assert await llama.detokenize(tokens) == own.detokenize(tokens)
+            assert await llama.score("abc") == own.score("abc")
+            assert await llama.count_tokens(messages) == own.count_tokens(messages)
+            assert await llama.apply_chat_template(messages) == own.apply_chat_template(messages)
+            found = await llama.create_completion("abc", n=2, echo=True, logprobs=1, **OPTIONS)
+            assert len(found["choices"]) == 2
+            for unsupported in (llama.infill("a", "b"), llama.rerank("a", ["b"])):
+                with pytest.raises(pw.UnsupportedModelError):
+                    await unsupported
             with pytest.raises(pw.RequestError):
                 await llama.create_completion("abc", max_tokens="many")
         with pytest.raises(pw.ClosedError):

@@ -122,6 +122,47 @@ def test_json_is_what_was_asked_for(llm: pw.Llama) -> None:
         assert json.loads(content_of(answer))["n"] in (1, 2)
 
 
+def test_several_answers_to_one_conversation(llm: pw.Llama) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "temperature": 1.0, "seed": 4}
+    found = llm.create_chat_completion(ASKED, n=3, **options)
+    assert len(ChatCompletion.model_validate(found).choices) == 3
+    one = [content_of(llm.create_chat_completion(ASKED, **{**options, "seed": 4 + i})) for i in range(3)]
+    assert [choice["message"]["content"] for choice in found["choices"]] == one
+    *chunks, last = llm.create_chat_completion(
+        ASKED, n=3, stream=True, stream_options={"include_usage": True}, **options
+    )
+    texts = ["", "", ""]
+    for chunk in chunks:
+        (choice,) = ChatCompletionChunk.model_validate(chunk).choices
+        texts[choice.index] += choice.delta.content or ""
+    assert texts == one
+    usage = ChatCompletionChunk.model_validate(last).usage
+    assert usage is not None and last["choices"] == []
+    assert usage.completion_tokens == found["usage"]["completion_tokens"]
+    assert last["timings"]["prompt_n"] + last["timings"]["cache_n"] >= usage.prompt_tokens
+    llm.set_cache(pw.LlamaRAMCache())
+    try:
+        cached = llm.create_chat_completion(ASKED, n=2, **options)
+        assert [choice["index"] for choice in cached["choices"]] == [0, 1]
+        *_, last = llm.create_chat_completion(ASKED, stream=True, stream_options={"include_usage": True}, **options)
+        assert ChatCompletionChunk.model_validate(last).usage
+    finally:
+        llm.set_cache(None)
+        llm.reset()
+
+
+def test_keywords_of_openai_and_of_llama_cpp_s_server(llm: pw.Llama, other: Callable[..., pw.Llama]) -> None:
+    more: dict[str, Any] = {"max_completion_tokens": 3, "user": "me", "temperature": 0, "top_n_sigma": 2.0}
+    assert llm.create_chat_completion(ASKED, **more)["usage"]["completion_tokens"] <= 3
+    for wrong in ({"tempreature": 0}, {"reasoning_format": "loud"}, {"n": True}):
+        with pytest.raises(pw.RequestError):
+            llm.create_chat_completion(ASKED, **wrong)
+    handled: list[dict[str, Any]] = []
+    mine = other(chat_handler=lambda **options: handled.append(options))
+    mine.create_chat_completion(ASKED, n=2, chat_template_kwargs={"a": 1})
+    assert handled[0]["n"] == 2 and handled[0]["chat_template_kwargs"] == {"a": 1}
+
+
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 
@@ -291,3 +332,14 @@ def test_images_are_refused_and_nothing_is_fetched(llm: pw.Llama) -> None:
     image = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
     with pytest.raises(pw.RequestError, match="not text"):
         llm.create_chat_completion([{"role": "user", "content": [image]}])
+
+
+def test_keywords_that_ask_for_nothing_do_not_keep_guesses_away(llm: pw.Llama) -> None:
+    expected = content_of(llm.create_chat_completion(ASKED, max_tokens=4, temperature=0))
+    llm.set_cache(pw.LlamaRAMCache())
+    try:
+        nothing: dict[str, Any] = {"reasoning_format": None, "reasoning_budget": None, "prefill": None, "n": None}
+        answer = llm.create_chat_completion(ASKED, max_completion_tokens=4, temperature=0, **nothing)
+        assert content_of(answer) == expected
+    finally:
+        llm.set_cache(None)

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,6 +267,51 @@ def test_tools_are_called_and_their_results_go_back(monkeypatch: pytest.MonkeyPa
         ("id0", "3"),
         ("id1", "7"),
     ]
+
+
+class ScriptedAwaited:
+    """The same, awaited."""
+
+    def __init__(self, model: Scripted) -> None:
+        self._model = model
+
+    async def chat(self, **arguments: Any) -> ScriptedAwaited:
+        self._answer = self._model.chat(**arguments)
+        self.completion = self._answer.completion
+        return self
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def deltas(self) -> AsyncIterator[dict[str, Any]]:
+        for delta in self._answer.deltas():
+            yield delta
+
+
+def test_the_async_model_tells_tool_calls_and_reasoning_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [{"reasoning_content": "Hm."}, {"content": "So"}, *call(0, "add", '{"a": 1,', ' "b": 2}')]
+    model = Scripted(script, [{"content": "3"}])
+    monkeypatch.setattr(llm_plugin, "warm_model", lambda _: model)
+    monkeypatch.setattr(llm_plugin, "AwaitedModel", ScriptedAwaited)
+
+    async def ask() -> tuple[list[tuple[str, str]], list[tuple[str, dict[str, Any]]], str]:
+        asked = llm.get_async_model("pyllama-wasm/demo")
+        response = asked.prompt("1+2?", tools=[add])
+        stream: AsyncIterator[Any] = response.astream_events()  # type: ignore[no-untyped-call]
+        events = [(event.type, event.chunk) async for event in stream]
+        made = [(made.name, made.arguments) for made in await response.tool_calls()]
+        return events, made, await asked.prompt("And?").text()
+
+    events, made, text = asyncio.run(ask())
+    assert events == [
+        ("reasoning", "Hm."), ("text", "So"), ("tool_call_name", "add"),
+        ("tool_call_args", '{"a": 1,'), ("tool_call_args", ' "b": 2}'),
+    ]  # fmt: skip
+    assert made == [("add", {"a": 1, "b": 2})]
+    assert text == "3"
 
 
 def test_tools_reach_a_model_whose_template_has_them(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import pyllama_wasm as pw
+from pyllama_wasm import source
 from pyllama_wasm.gguf import GGUFReader
 
 PROMPT = "abc"
@@ -272,3 +273,38 @@ def test_flipped_bytes_give_a_model_or_a_typed_error_and_nothing_stays_behind(ti
             outcomes.add(type(error).__name__)
     assert {"a model", "ModelFormatError"} <= outcomes
     assert threading.active_count() == threads
+
+
+def test_a_header_is_read_once_for_all_that_a_load_wants_of_it(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    class Counted(pw.GGUFReader):
+        def __init__(self, data: Any, operation: str = "") -> None:
+            read.append(operation)
+            super().__init__(data, operation)
+
+    monkeypatch.setattr(source, "GGUFReader", Counted)
+    # The limit wants it, and so do overrides, repacking and what is checked after the load.
+    params = pw.ModelParams(use_extra_bufts=True, kv_overrides={"general.name": "other"})
+    with pw.Model(tiny_path, memory_limit_bytes=1 << 30, params=params, n_threads=1):
+        assert read == [f"load {tiny_path.name}"]
+
+
+def test_a_header_is_read_again_when_the_file_has_changed(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    data = tiny_path.read_bytes()
+    path.write_bytes(data)
+    model_source = source.ModelSource(path)
+    first = model_source.header()
+    assert model_source.header() is first
+    path.write_bytes(data.replace(b"llama.context_length", b"llama.context_longth"))
+    os.utime(path, (1, 1))  # clocks of file systems are coarse
+    assert "llama.context_longth" in model_source.header().metadata
+    path.write_bytes(b"GGUF")
+    with pytest.raises(pw.ModelFormatError):
+        model_source.header()
+    path.unlink()
+    with pytest.raises(pw.ModelFileError):
+        model_source.header()

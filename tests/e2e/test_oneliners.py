@@ -191,6 +191,18 @@ def test_threads_that_ask_at_once_share_one_load(tiny_path: Path) -> None:
     assert answers == answers[:3] * 8
 
 
+def test_streams_may_begin_while_others_look_which_models_are_idle(
+    tiny: pw.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that grows while it is looked through raises: both are done under the lock."""
+    warm = WarmModels(1, lambda path: tiny)
+    held: list[bool] = []
+    with warm.borrowed("a") as (_, own):
+        monkeypatch.setattr(own.streams, "add", lambda stream: held.append(warm._lock.locked()))
+        warm.note(own, tiny.stream("a"))
+    assert held == [True]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_forked_child_opens_models_of_its_own_and_the_exit_is_clean(chat_path: Path) -> None:
     program = f"""

@@ -149,6 +149,20 @@ def test_a_state_that_cannot_be_cut_is_only_used_whole(write: Callable[[Path], P
     assert [longer.usage.cached_tokens, other.usage.cached_tokens] == ([0, 0] if write is write_t5 else [n_kept, 0])
 
 
+def test_a_state_that_cannot_be_cut_does_not_keep_its_beginning_from_being_kept(tmp_path: Path) -> None:
+    path = write_mamba(tmp_path / "model.gguf")
+    cache = pw.PromptCache(tmp_path / "prompts", min_tokens=8)
+    few: dict[str, Any] = {"max_tokens": 2, "temperature": 0, "ignore_eos": True}
+    start = [1, *range(40, 74)]
+    for prompt in ([*start, *range(100, 118)], start):  # the first state cannot be cut back to the second
+        with opened(path, cache) as model:
+            tokens = model.generate(prompt, **few).tokens
+            cache.flush()
+    assert cache.n_entries == 2
+    with opened(path, cache) as model:
+        assert model.generate([*start, *tokens, 90], **few).usage.cached_tokens == len(start) + 1
+
+
 def test_bytes_of_the_same_content_are_the_same_model(tiny_path: Path, cache: pw.PromptCache) -> None:
     with opened(tiny_path, cache) as model:
         model.generate(RULES, **GREEDY)
@@ -256,3 +270,30 @@ def test_awaited_calls_use_it_too(tiny_path: Path, cache: pw.PromptCache) -> Non
             return await asyncio.gather(*(model.generate(f"{RULES} {i}", **GREEDY) for i in range(8)))
 
     assert all(answer.usage.cached_tokens > 200 for answer in asyncio.run(go()))
+
+
+def test_copies_of_a_prompt_that_are_not_made_yet_are_neither_kept_nor_overwritten(tiny_path: Path) -> None:
+    """Choices of one token leave copies behind that the next step makes, to and from slots that others have then."""
+    cache, shared = pw.PromptCache(), "a prompt of several choices " * 4
+    others = [f"{i} {RULES}" for i in range(2)]
+    few: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "logprobs": 0}
+    with opened(tiny_path, cache) as model:
+        for other in others:
+            model.generate(other, max_tokens=1, **few)
+    cache.flush()
+    with opened(tiny_path, None) as model:
+        expected = [model.generate(prompt, max_tokens=8, **few) for prompt in (*others, shared + "and on")]
+    for n_others in (1, 2):  # over where the copy comes from; and where it goes
+        with opened(tiny_path, cache) as model:
+            model.generate_n(shared, 2, max_tokens=1, **few)
+            found = model.generate_many(others[:n_others], n_parallel=2, max_tokens=8, **few)
+            found += model.generate_many([shared + "and on"] * 2, n_parallel=2, max_tokens=8, **few)
+        cache.flush()
+        told = [*expected[:n_others], expected[2], expected[2]]
+        for one, alone in zip(found, told, strict=True):
+            assert one.tokens == alone.tokens
+            logprobs = [[each.logprob for each in each_of.logprobs or ()] for each_of in (one, alone)]
+            assert logprobs[0] == pytest.approx(logprobs[1], abs=0.01)
+    with opened(tiny_path, cache) as model:
+        again = model.generate(shared + "and on", max_tokens=8, **few)
+        assert again.tokens == expected[2].tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -357,3 +358,59 @@ def test_sampling_without_python_is_one_guest_call(
     calls.clear()
     choose(context, samplers, [0, 1])
     assert calls == ["pw_sampler_sample_many"]
+
+
+# -- what it raises is its caller's alone -----------------------------------------------------------------------------
+
+
+class Odd(BaseException):
+    """An exception that cannot be copied."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Odd(1, 2)], ids=repr)
+@pytest.mark.parametrize("n_others", [0, 3])
+def test_what_a_processor_raises_reaches_nobody_else(shared: pw.Model, error: BaseException, n_others: int) -> None:
+    def generate(**options: Any) -> tuple[int, ...]:
+        return shared.generate("abc", max_tokens=60, ignore_eos=True, temperature=0, **options).tokens
+
+    expected = generate()
+    outcome: list[object] = []
+    together, has_begun = threading.Barrier(n_others + 1), threading.Event()
+
+    def other() -> None:
+        together.wait(30)
+        try:
+            outcome.append(generate(logits_processors=[lambda tokens, logits: has_begun.set()]))
+        except BaseException as found:  # noqa: BLE001
+            outcome.append(found)
+
+    def processor(tokens: Ints, logits: Floats) -> None:
+        if len(tokens) > 10 and (has_begun.is_set() or not n_others):
+            raise error
+
+    threads = [threading.Thread(target=other) for _ in range(n_others)]
+    for thread in threads:
+        thread.start()
+    together.wait(30)
+    with pytest.raises(type(error)) as caught:
+        generate(logits_processors=[processor])
+    assert caught.value is error
+    for thread in threads:
+        thread.join(60)
+    assert outcome == [expected] * n_others
+    assert generate() == expected
+
+
+def test_what_a_processor_raises_in_a_step_of_proposals_is_its_callers(shared: pw.Model) -> None:
+    def processor(tokens: Ints, logits: Floats) -> None:
+        if len(tokens) > 20:
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit):
+        shared.generate(
+            "abcabcabcabc", max_tokens=60, ignore_eos=True, logits_processors=[processor], speculative=pw.PromptLookup()
+        )
+    assert shared.generate("abc", max_tokens=3, ignore_eos=True).tokens

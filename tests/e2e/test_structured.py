@@ -27,7 +27,7 @@ from ..json_schemas import collect, schemas
 UPSTREAM = Path(__file__).resolve().parents[2] / "build/sources/llama.cpp/tests/test-json-schema-to-grammar.cpp"
 QUESTION = [{"role": "user", "content": "x"}]
 QUOTE = {3 + ord('"'): 2.0}  # so that texts come to an end
-N_SCHEMAS = int(os.environ.get("PYLLAMA_WASM_SCHEMAS", "170"))
+N_SCHEMAS = int(os.environ.get("PYLLAMA_WASM_SCHEMAS", "200"))
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,21 @@ def check(schema: dict[str, Any], answer: pw.ChatCompletion) -> None:
     json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # no half characters, no infinity
 
 
-def check_all(model: pw.Model, wanted: list[dict[str, Any]], max_tokens: int = 3000) -> None:
+def check_all(model: pw.Model, wanted: list[dict[str, Any]], max_tokens: int = 3000) -> int:
+    """Return how many answers there were; one that comes to no end within ``max_tokens`` fails as any other fault."""
+    n_checked = 0
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda item: answered(model, item[1], item[0], max_tokens), enumerate(wanted))
         for schema, answer in zip(wanted, answers, strict=True):
             check(schema, answer)
+            n_checked += 1
+    return n_checked
 
 
 def test_every_answer_to_a_made_up_schema_is_valid(model: pw.Model) -> None:
     wanted = collect(N_SCHEMAS, schemas())
-    assert len(wanted) == N_SCHEMAS
-    check_all(model, wanted)
+    assert len({json.dumps(schema, sort_keys=True) for schema in wanted}) == N_SCHEMAS
+    assert check_all(model, wanted) == N_SCHEMAS
 
 
 def upstream_schemas() -> list[tuple[str, str, dict[str, Any]]]:
@@ -99,7 +103,7 @@ def test_every_answer_to_upstream_s_schemas_is_valid_or_the_schema_is_refused(mo
         except pw.RequestError:
             refused.add(name)
     assert refused == REFUSED
-    check_all(model, [schema for schema in wanted if schema], max_tokens=6000)
+    assert check_all(model, [schema for schema in wanted if schema], max_tokens=6000) >= len(listed) - len(REFUSED) - 2
 
 
 def test_further_properties_cannot_spell_a_described_one(model: pw.Model) -> None:

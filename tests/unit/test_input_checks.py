@@ -14,7 +14,7 @@ import pytest
 from pyllama_wasm import ModelFormatError, RequestError
 from pyllama_wasm._grammar_check import MAX_DEPTH, MAX_GROUPS, check_grammar_text
 from pyllama_wasm._model_check import check_charsmap, find_fault
-from pyllama_wasm._template_check import MAX_BLOCKS, MAX_BRACKETS, MAX_OPERATORS, check_template
+from pyllama_wasm._template_check import MAX_BLOCKS, MAX_BRACKETS, MAX_LENGTH, MAX_OPERATORS, check_template
 from pyllama_wasm.gguf import GGUFReader
 from tests.security.corpus.lying_gguf import ARRAY, U8, LyingGguf, array
 
@@ -59,7 +59,7 @@ def test_only_rules_that_follow_from_each_other_add_up() -> None:
         "{{ " + "(" * MAX_BRACKETS + "1" + ")" * MAX_BRACKETS + " }}",
         "{{ '" + "(" * 9000 + "' }}{# " + "[" * 9000 + " #} " + "{ " * 9000,
         "{{ f(1) }}" * 9000,
-        "{% if x %}{% set y %}a{% endset %}{% endif %}" * 9000,
+        "{% if x %}{% set y %}a{% endset %}{% endif %}" * 5000,
         "{% set x = 1 %}" * 9000,
         "{{ {'a': {'b': {}}} }}{{ x }}",
         "{%- set x = [" + "1, " * 9000 + "] -%}",
@@ -86,21 +86,22 @@ def test_templates_that_pass(text: str) -> None:
         "{% endgeneration %}{% endif %}" * 1000 + "{% if 1 %}" * (MAX_BLOCKS + 1),
         "{% set a %}" * (MAX_BLOCKS + 1),
         "{% if 0 %}" + "{% elif 0 %}" * 1001 + "{% endif %}",
+        "a" * (MAX_LENGTH + 1),
     ],
-    ids=range(9),
+    ids=range(10),
 )
-def test_templates_that_nest_too_deeply(text: str) -> None:
+def test_templates_that_are_too_long_or_nest_too_deeply(text: str) -> None:
     with pytest.raises(RequestError, match=r"apply the chat template: .* more than"):
         check_template(text)
 
 
 HOSTILE = [
-    '"' + '\\"' * 200_000,
-    "[" * 400_000,
-    "'" + "\\'" * 200_000,
-    "{{ " + "'\\" * 200_000,
-    "()" * 200_000,
-    "{%" * 200_000,
+    '"' + '\\"' * 100_000,
+    "[" * 200_000,
+    "'" + "\\'" * 100_000,
+    "{{ " + "'\\" * 100_000,
+    "()" * 100_000,
+    "{%" * 100_000,
 ]
 
 

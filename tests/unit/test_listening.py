@@ -235,3 +235,31 @@ def test_a_step_is_interrupted_only_if_it_is_for_nobody_else() -> None:
 
     assert asyncio.run(go(is_shared=True)) == 0
     assert asyncio.run(go(is_shared=False)) == 1
+
+
+def test_those_whose_scope_was_cancelled_keep_no_step_going() -> None:
+    class GivenUp(FakeRequest):
+        is_given_up = True
+
+    world = ListeningWorld()
+
+    async def go(other: type[FakeRequest]) -> int:
+        world.patience.clear()
+        gate = threading.Event()
+        await asyncio.gather(world.answer([1], 2), world.answer([2], 2))
+        for lane in world.lanes:
+            lane.before_sampling = waiting_for(gate)
+        requests = [FakeRequest([8, 1], 9), other([8, 2], 9)]
+        for request in requests:
+            world.scheduler.submit(request)
+        waiting = [asyncio.create_task(world.ready(request)) for request in requests]
+        await asyncio.sleep(0.05)
+        world.scheduler.interrupt(requests[0])
+        gate.set()
+        await asyncio.gather(*waiting)
+        for request in requests:
+            world.scheduler.release(request)
+        return len(world.patience)
+
+    assert asyncio.run(go(FakeRequest)) == 0
+    assert asyncio.run(go(GivenUp)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pyllama_wasm as pw
 from pyllama_wasm.llama_cache import longest_token_prefix
 from pyllama_wasm.llama_chat_format import (
     CHAT_FORMATS,
+    ChatFormatterResponse,
     LlamaChatCompletionHandlerNotFoundException,
+    chat_formatter_to_chat_completion_handler,
     get_chat_completion_handler,
 )
-from pyllama_wasm.llama_options import context_params, warn_meaningless
-from pyllama_wasm.llama_response import completion_logprobs, logits_to_logprobs
+from pyllama_wasm.llama_options import context_params, warn_meaningless, with_more
+from pyllama_wasm.llama_response import completion_logprobs, logits_to_logprobs, timings_of, usage_of
 
 # -- guesses ----------------------------------------------------------------------------------------------------------
 
@@ -241,3 +244,60 @@ def test_formats_and_handlers_of_a_program_are_known_by_name(monkeypatch: pytest
         pw.register_chat_format("chatml")(handle)
     with pytest.raises(LlamaChatCompletionHandlerNotFoundException, match="no-such"):
         get_chat_completion_handler("no-such")
+
+
+NAMED = {"type": "function", "function": {"name": "look"}}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tool_choice": NAMED},
+        {"tools": [LOOK], "tool_choice": {"type": "function", "function": "look"}},
+        {"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "listen"}}},
+        {"tools": [{"type": "function"}], "tool_choice": NAMED},
+        {"tools": [{"type": "function", "function": {"name": "look", "parameters": 5}}], "tool_choice": NAMED},
+        {"tools": "look", "tool_choice": NAMED},
+        {"functions": [{}], "function_call": {"name": "look"}},
+        {"functions": 5, "function_call": {"name": "look"}},
+        {"response_format": {}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": 5}},
+        {"response_format": {"type": "json_object", "schema": 5}},
+        {"response_format": "json"},
+    ],
+)
+def test_what_a_formatter_cannot_be_asked_for_is_typed(options: dict[str, Any]) -> None:
+    handle = chat_formatter_to_chat_completion_handler(lambda **_: ChatFormatterResponse("prompt"))
+    llama: Any = SimpleNamespace(tokenize=lambda *_, **__: [1])  # nothing is computed
+    with pytest.raises(pw.RequestError):
+        handle(llama=llama, messages=[], **options)
+
+
+# -- limits and timings of several choices ----------------------------------------------------------------------------
+
+
+def test_a_limit_may_have_several_names_and_one_value() -> None:
+    asked: dict[str, Any] = {"max_tokens": 16}
+    assert with_more(asked, {"max_completion_tokens": None, "n_predict": None, "n": None}) == asked
+    assert with_more(asked, {"n_predict": 5})["max_tokens"] == 5
+    assert with_more({"max_tokens": 7}, {"max_completion_tokens": None})["max_tokens"] == 7
+    assert with_more({"max_tokens": 7}, {"max_completion_tokens": 7, "n_predict": 7}) == {"max_tokens": 7}
+    assert with_more({"max_tokens": None}, {"n_predict": 3}, is_chat=True) == {"max_tokens": 3}
+    for given, more in (({"max_tokens": 7}, {"n_predict": 8}), (asked, {"n_predict": 8, "max_completion_tokens": 9})):
+        with pytest.raises(pw.RequestError, match="different limits"):
+            with_more(given, more)
+
+
+def test_timings_of_choices_that_ran_together_and_one_after_the_other() -> None:
+    choices = [
+        pw.Completion("ab", (1, 2), "length", pw.Usage(5, 2, n), pw.Timings(0.5, 2.0, 0.0, 5 - n, 1)) for n in (5, 0, 4)
+    ]
+    together, serial = timings_of(choices, 8), timings_of(choices)
+    assert (together["predicted_ms"], serial["predicted_ms"]) == (2000, 6000)
+    assert (together["prompt_ms"], serial["prompt_ms"]) == (500, 1500)
+    assert timings_of(choices * 8, 8)["predicted_ms"] == 6000
+    assert together["cache_n"] == 0
+    vocab: Any = SimpleNamespace(is_eog=lambda token: False)
+    assert usage_of(choices, vocab)["prompt_tokens_details"] == {"cached_tokens": 0}

@@ -13,7 +13,7 @@ import pytest
 
 from pyllama_wasm import CancelledError, GuestTrapError, OutOfMemoryError, RequestError
 from pyllama_wasm.scheduler import MAX_AHEAD, MAX_LANE_SLOTS, MAX_SLOTS
-from pyllama_wasm.slots import LaneKey, Slot, plan_step
+from pyllama_wasm.slots import Group, LaneKey, Slot, plan_step
 
 from .scheduler_world import FakeLane, FakeRequest, World, expected
 
@@ -361,3 +361,14 @@ def test_slot_of_a_step_whose_leader_was_torn_away_stays_in_use_until_it_ends() 
     scheduler.release(later)
     assert later.tokens == expected([4, 5], 3)
     assert torn.n_released
+
+
+def test_one_of_a_group_that_goes_before_its_turn_leaves_no_place() -> None:
+    world = World()
+    requests = [FakeRequest([i], 3) for i in range(4)]
+    world.scheduler.submit_group(Group(1), list(requests))
+    world.scheduler.release(requests[2])
+    assert list(world.scheduler._queue) == requests[:1]
+    for request in (*requests[:2], requests[3]):
+        world.scheduler.wait(request)
+        assert request.tokens == expected([requests.index(request)], 3)

@@ -17,9 +17,26 @@ from pyllama_wasm._schema_pattern import json_pattern
     [
         ({"not": {}}, "not cannot be kept"),
         ({"if": {}, "then": {}}, "if cannot be kept"),
-        ({"type": "array", "uniqueItems": True}, "uniqueItems cannot be kept"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems can be kept of enum, const and booleans only"),
+        ({"type": "array", "items": {"enum": list(range(11))}, "uniqueItems": True}, "allows more than 1100 arrays"),
+        ({"type": "array", "items": {"enum": [1, 1.0]}, "uniqueItems": True, "minItems": 2}, "no 2 different items"),
+        ({"type": "array", "items": {"enum": [*range(19_000)]}, "uniqueItems": True}, "uniqueItems of more than 1100"),
+        ({"type": "array", "items": {"enum": [*range(1100)]}, "uniqueItems": True}, "allows more than 1100 arrays"),
+        ({"type": "array", "prefixItems": [{}, {}], "uniqueItems": True}, "uniqueItems of a tuple"),
+        (
+            {"type": "number", "multipleOf": 0.5, "minimum": 1e300, "maximum": 1e300},
+            "minimum is 1e\\+300, and a grammar",
+        ),
+        ({"type": "number", "multipleOf": 0.3, "minimum": 10**400, "maximum": 10**400 + 1}, "no numbers so large"),
+        ({"type": "number", "multipleOf": 0.5, "minimum": 2**63, "maximum": 2**63 + 1}, "has no numbers so large"),
         ({"type": "array", "contains": {}}, "contains cannot be kept"),
-        ({"type": "integer", "multipleOf": 3}, "multipleOf cannot be kept"),
+        ({"type": "integer", "multipleOf": 3}, "multipleOf cannot be kept without bounds"),
+        ({"type": "integer", "multipleOf": 0}, "multipleOf is 0"),
+        ({"type": "integer", "multipleOf": True}, "multipleOf is True"),
+        ({"type": "integer", "multipleOf": 3, "minimum": 1, "maximum": 2}, "no multiple is within its bounds"),
+        ({"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 100}, "allows more than 1000 values"),
+        ({"type": "number", "multipleOf": 0.5, "minimum": "0", "maximum": 1}, "minimum is '0' and no number"),
+        ({"type": "integer", "multipleOf": 2.5, "minimum": 1, "maximum": 4}, "no multiple is within its bounds"),
         ({"type": "number", "minimum": 0}, "minimum of a number cannot be kept"),
         ({"type": "object", "patternProperties": {}}, "patternProperties cannot be kept"),
         ({"type": "object", "propertyNames": {}}, "propertyNames cannot be kept"),
@@ -92,6 +109,35 @@ def test_nesting_has_a_bound() -> None:
         ({"type": "integer", "minimum": 0.5, "exclusiveMinimum": 3}, {"type": "integer", "minimum": 4}),
         ({"type": "integer", "maximum": 1e30}, {"type": "integer"}),
         ({"type": "integer", "maximum": -5}, {"type": "integer", "minimum": -(10**15), "maximum": -5}),
+        ({"type": "integer", "multipleOf": 5, "exclusiveMinimum": 5, "maximum": 20}, {"enum": [10, 15, 20]}),
+        ({"type": "integer", "multipleOf": 1.5, "minimum": 1, "maximum": 7}, {"enum": [3, 6]}),
+        ({"type": "integer", "multipleOf": 1, "minimum": 2}, {"type": "integer", "minimum": 2}),
+        ({"type": "number", "multipleOf": 2.0, "minimum": -3, "maximum": 2}, {"enum": [-2, 0, 2]}),
+        (
+            {"type": "number", "multipleOf": 0.1, "exclusiveMinimum": 0, "minimum": -1, "exclusiveMaximum": 0.4},
+            {"enum": [0.1, 0.2, 0.3]},
+        ),
+        (
+            {"type": "array", "items": {"$ref": "#/$defs/b"}, "uniqueItems": True, "$defs": {"b": {"type": "boolean"}}},
+            {
+                "anyOf": [
+                    {"type": "array", "items": {"type": "null"}, "maxItems": 0},
+                    *(
+                        {"type": "array", "prefixItems": [{"enum": [value]} for value in values]}
+                        for values in ([True], [False], [True, False], [False, True])
+                    ),
+                ],
+                "$defs": {"r0x0": {"type": "boolean"}},
+            },
+        ),
+        (
+            {"type": "array", "items": {"enum": ["a", "a"]}, "uniqueItems": True, "minItems": 1},
+            {"type": "array", "prefixItems": [{"enum": ["a"]}]},
+        ),
+        (
+            {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 1},
+            {"type": "array", "items": {"type": "string"}, "minItems": 0, "maxItems": 1},
+        ),
         ({"type": ["string", "null"], "enum": ["a", 1, None]}, {"enum": ["a", None]}),
         ({"const": 1}, {"enum": [1]}),
         ({"allOf": [{"type": "null"}], "description": "d"}, {"type": "null"}),
@@ -119,6 +165,15 @@ def test_nesting_has_a_bound() -> None:
 )
 def test_what_can_be_kept_is_said_in_one_way(schema: dict[str, Any], expected: dict[str, Any]) -> None:
     assert normalized(schema) == expected
+
+
+def test_many_different_items_come_in_the_order_in_which_they_are_described() -> None:
+    schema = {"type": "array", "items": {"enum": list("abcdefgh")}, "uniqueItems": True}
+    members = normalized(schema)["anyOf"]
+    assert len(members) == 2**8
+    letters = ["".join(item["enum"][0] for item in member.get("prefixItems", ())) for member in members]
+    assert len(set(letters)) == 2**8 and all(list(each) == sorted(each) for each in letters)
+    assert len(normalized({**schema, "maxItems": 3})["anyOf"]) == 1 + 8 + 8 * 7 + 8 * 7 * 6
 
 
 def test_a_union_by_a_property_is_kept() -> None:
@@ -187,3 +242,12 @@ def test_quotes_and_backslashes_cannot_end_the_text() -> None:
     assert json_pattern(r"^\\$") == r"^((\\\\))$"
     assert json_pattern(r"^\n$") == r"^((\\n))$"
     assert json_pattern(r"^\x01$") == r"^((\\u0001))$"
+
+
+def test_different_items_are_told_apart_as_json_does() -> None:
+    values = [1, 1.0, True, "1", None, {"a": [1, 2]}, {"a": [1.0, 2]}, {"a": [2, 1]}, [], {}, False, 0]
+    schema = {"type": "array", "items": {"enum": values}, "uniqueItems": True, "minItems": 1, "maxItems": 2}
+    arrays = normalized(schema)["anyOf"]
+    single = [each["prefixItems"][0]["enum"][0] for each in arrays if len(each["prefixItems"]) == 1]
+    assert single == [1, True, "1", None, {"a": [1, 2]}, {"a": [2, 1]}, [], {}, False, 0]
+    assert [type(each) for each in single[:2]] == [int, bool]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
 import pyllama_wasm as pw
+from pyllama_wasm import _atomic_file
 from pyllama_wasm.source import ModelSource, split_parts
 
 
@@ -56,6 +60,9 @@ def test_temporary_file_serves_where_there_are_none_in_memory(
     assert source.size_bytes == tiny_path.stat().st_size
     if os.name == "posix":
         assert list(tmp_path.iterdir()) == []
+        assert source._fd is not None
+        with pytest.raises(OSError, match="Bad file descriptor"):  # it may go to another process
+            os.write(source._fd, b"x")
     source.close()
 
 
@@ -67,3 +74,50 @@ def test_nothing_stays_open_when_the_bytes_are_no_model() -> None:
         with pytest.raises(pw.ModelFormatError):
             ModelSource(bad)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_headers_go_when_the_load_has_ended(tiny_path: Path) -> None:
+    """Of a large vocabulary they hold many megabytes."""
+    source = ModelSource(tiny_path)
+    header = weakref.ref(source.header())
+    assert header() is not None
+    source.close()
+    gc.collect()
+    assert header() is None
+    with pw.Model(tiny_path) as model:
+        assert model._repacking._kept is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a descriptor can be opened again there only")
+def test_a_file_of_the_program_keeps_its_position(tiny_path: Path, tmp_path: Path) -> None:
+    gone = Path(shutil.copy(tiny_path, tmp_path / "gone.gguf"))
+    with open(gone, "rb") as file:
+        gone.unlink()
+        source = ModelSource(file)
+        assert source._fd is not None
+        os.lseek(source._fd, 100, os.SEEK_SET)  # as another process might that it was given to
+        assert file.tell() == 0 and os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
+        assert source.header().architecture == "llama"
+        source.close()
+
+
+def test_a_file_that_cannot_be_opened_again_is_shared(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with open(tiny_path, "rb") as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refused)
+            source = ModelSource(file)
+        assert source.header().architecture == "llama"
+        source.close()
+
+
+def test_who_is_late_does_not_wait_for_its_copy_to_go(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ModelSource(tiny_path.read_bytes())
+    closed: list[int] = []
+    monkeypatch.setattr(_atomic_file, "close", closed.append)
+    fd = source._fd
+    source.close()
+    assert closed == [fd] and fd is not None
+    os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from typing import Any, Literal
@@ -82,6 +83,39 @@ def test_other_types_are_formats_as_well() -> None:
 def test_answers_that_are_no_such_object_are_typed(text: str) -> None:
     with pytest.raises(pw.AnswerError, match="read the answer"):
         make(Tree).read(text)
+
+
+@dataclass
+class Picky:
+    size: int
+
+    def __post_init__(self) -> None:
+        raise {1: KeyError("size"), 2: ZeroDivisionError(), 3: RuntimeError("no")}[self.size]
+
+
+class Callback(pydantic.BaseModel):
+    call: Callable[[int], int]
+
+
+class Own(pydantic.BaseModel):
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_whatever_a_class_raises_of_an_answer_is_typed(size: int) -> None:
+    with pytest.raises(pw.AnswerError, match="read the answer") as caught:
+        make(Picky).read(f'{{"size": {size}}}')
+    assert caught.value.text == f'{{"size": {size}}}'
+
+
+@pytest.mark.parametrize("kind", [Callback, Own, list[Callback], "Annotated"])
+def test_classes_without_a_schema_are_typed(kind: Any) -> None:
+    if kind == "Annotated":
+        kind = dataclass(type("Broken", (), {"__annotations__": {"a": "1 / 0"}}))
+    with pytest.raises(pw.RequestError, match="describe a type"):
+        ResponseFormat.of(kind)
 
 
 def test_openai_s_formats_are_read() -> None:

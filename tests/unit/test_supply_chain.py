@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import pyllama_wasm as pw
-from wasm import sbom
+from wasm import fetch, sbom
 from wasm.third_party import NOTICES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,3 +107,15 @@ def test_installed_packages_are_listed_with_what_they_need_themselves() -> None:
     assert set(found) >= REVIEWED | {"pygments"}  # which rich needs
     assert found["wasmtime"] == version("wasmtime")
     assert "pytest" not in found
+
+
+@pytest.mark.parametrize(("text", "n"), [("f(gguf_kv_to_str(a));", 1), ("", 0), ("gguf_kv_to_str; gguf_kv_to_str;", 2)])
+def test_a_forced_header_is_for_one_place(tmp_path: Path, text: str, n: int) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "llama-model-loader.cpp").write_text(text)
+    if n == 1:
+        fetch.check_once("llama.cpp", tmp_path)
+    else:
+        with pytest.raises(SystemExit, match=f"says gguf_kv_to_str {n} times"):
+            fetch.check_once("llama.cpp", tmp_path)
+    fetch.check_once("zig", tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +15,7 @@ import pydantic
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm.tool_loop import run_tools
+from pyllama_wasm.tool_loop import await_tools, run_tools, tool_steps
 from pyllama_wasm.tools import call_tool, choose_tools, function_tool
 
 
@@ -168,13 +170,9 @@ def test_whatever_a_tool_raises_is_text() -> None:
     assert call_tool(None, "gone", "{}") == "error: LookupError: there is no tool gone"
 
 
-async def later() -> None: ...
-
-
 @pytest.mark.parametrize(
     ("tool", "reason"),
     [
-        (later, "later is a coroutine function"),
         (lambda *args: None, "has no name of its own"),
         (lambda **kwargs: None, "has no name of its own"),
         (lambda a=b"": a, None),
@@ -288,6 +286,51 @@ def test_calls_are_made_until_the_model_asks_no_more() -> None:
     ]
     assert [asked["tool_choice"] for asked in chat.asked] == ["required", "auto", "auto"]
     assert run.messages[-1] == run.completion.message
+
+
+async def later(city: str) -> str:
+    """Tell the weather, after a while."""
+    await asyncio.sleep(0.01)
+    return f"{city}: rain"
+
+
+class Station:
+    async def __call__(self, n: int) -> int:
+        if n < 0:
+            raise ValueError("too cold")
+        return n + 1
+
+
+def test_coroutine_functions_are_described_and_awaited_and_others_called_in_a_thread() -> None:
+    assert function_tool(later)["function"]["parameters"]["required"] == ["city"]
+    threads: list[str] = []
+
+    def here(a: int) -> int:
+        threads.append(threading.current_thread().name)
+        return a
+
+    async def told(name: str, given: Mapping[str, Any]) -> None:
+        names.append(name)
+
+    async def in_thread(call: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(call)
+
+    calls = (("later", '{"city": "Rome"}'), ("Station", '{"n": 1}'), ("Station", '{"n": -1}'), ("here", '{"a": 5}'))
+    script, names = Script(answer("", *calls, ("later", "[]")), answer("Wet.")), list[str]()
+
+    async def chat(messages: list[Mapping[str, Any]], **options: Any) -> pw.ChatCompletion:
+        return script(messages, **options)
+
+    steps = tool_steps(QUESTION, [later, Station(), here], 8, {})
+    run = asyncio.run(await_tools(chat, steps, told, in_thread))
+    results = [message["content"] for message in run.messages if message["role"] == "tool"]
+    wrong = "error: TypeError: the arguments are no object"
+    assert results == ["Rome: rain", "2", "error: ValueError: too cold", "5", wrong]
+    assert names == ["later", "Station", "Station", "here", "later"]
+    assert str(run) == "Wet." and threads != [threading.current_thread().name]
+    for tool in (later, Station()):
+        with pytest.raises(pw.RequestError, match=r"coroutine function .*AsyncModel"):
+            run_tools(Script(), QUESTION, [tool], 1, None, {})
 
 
 def test_after_the_last_round_there_are_no_tools() -> None:
