@@ -24,11 +24,11 @@ def test_what_is_no_number_of_seconds_is_refused(seconds: object) -> None:
 
 def test_a_deadline_is_due_a_little_before_its_end() -> None:
     for seconds, lead_s, grace_s in ((0.1, 0.01, 0.02), (0.45, 0.045, 0.05), (0.5, 0.05, 0.05), (60.0, 0.1, 0.1)):
-        before, own = time.monotonic(), Deadline(seconds)
-        assert own.due_at - before == pytest.approx(seconds - lead_s, abs=1e-2)
+        before, own, after = time.monotonic(), Deadline(seconds), time.monotonic()
+        assert before <= own.due_at - (seconds - lead_s) + 1e-9 and own.due_at - (seconds - lead_s) <= after + 1e-9
         assert own.grace_s == pytest.approx(grace_s)
-        assert 0 < own.left_s <= seconds - lead_s
-        own.check("test")
+        assert own.left_s <= seconds - lead_s
+    Deadline(60.0).check("test")
 
 
 def test_a_due_deadline_raises_what_callers_expect() -> None:
