@@ -16,20 +16,11 @@ import pytest
 import pyllama_wasm as pw
 from pyllama_wasm.scheduler import MAX_AHEAD, MAX_SLOTS
 
+from ..waiting import n_running, until
+
 LONG = {"max_tokens": None, "ignore_eos": True, "temperature": 0.0}
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
-
-
-def n_running(model: pw.Model) -> int:
-    return sum(lane.n_running for lane in model._scheduler._lanes)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_fifty_awaiting_calls_are_answered_as_alone_in_shared_steps_without_a_thread_each(tiny: pw.Model) -> None:

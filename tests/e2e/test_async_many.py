@@ -16,20 +16,11 @@ import pyllama_wasm as pw
 from pyllama_wasm import _async_bridge
 from pyllama_wasm.scheduler import MAX_SLOTS
 
+from ..waiting import n_running, until
+
 GREEDY: dict[str, Any] = {"max_tokens": 8, "ignore_eos": True, "temperature": 0}
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
 FIM = {"fim_pre": 260, "fim_suf": 261, "fim_mid": 262}
-
-
-def n_running(model: pw.Model) -> int:
-    return sum(lane.n_running for lane in model._scheduler._lanes)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_many_prompts_and_choices_are_those_of_threads(tiny: pw.Model) -> None:

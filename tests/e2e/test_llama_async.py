@@ -13,6 +13,8 @@ import pytest
 
 import pyllama_wasm as pw
 
+from ..waiting import until
+
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
 OPTIONS: dict[str, Any] = {"max_tokens": 10, "temperature": 0.0}
 
@@ -20,13 +22,6 @@ OPTIONS: dict[str, Any] = {"max_tokens": 10, "temperature": 0.0}
 @pytest.fixture(scope="module")
 def path(write_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("chat") / "chat.gguf", chat_template=TEMPLATE)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def answers(response: Any) -> str:

@@ -212,29 +212,30 @@ def test_a_ring_for_a_loop_that_is_closed_gives_the_request_up() -> None:
     assert (world.scheduler.n_slots, request.slot) == (1, None)
 
 
+async def n_interrupted(world: ListeningWorld, requests: list[FakeRequest]) -> int:
+    """Interrupt the first of ``requests`` while a step for all of them waits; return how many steps that ended."""
+    world.patience.clear()
+    gate = threading.Event()
+    await asyncio.gather(world.answer([1], 2), world.answer([2], 2))
+    for lane in world.lanes:
+        lane.before_sampling = waiting_for(gate)
+    for request in requests:
+        world.scheduler.submit(request)
+    waiting = [asyncio.create_task(world.ready(request)) for request in requests]
+    await asyncio.sleep(0.05)
+    world.scheduler.interrupt(requests[0])
+    gate.set()
+    await asyncio.gather(*waiting)
+    for request in requests:
+        world.scheduler.release(request)
+    return len(world.patience)
+
+
 def test_a_step_is_interrupted_only_if_it_is_for_nobody_else() -> None:
     world = ListeningWorld()
 
-    async def go(is_shared: bool) -> int:
-        world.patience.clear()
-        gate = threading.Event()
-        await asyncio.gather(world.answer([1], 2), world.answer([2], 2))
-        for lane in world.lanes:
-            lane.before_sampling = waiting_for(gate)
-        requests = [FakeRequest([8, i], 9) for i in range(1 + is_shared)]
-        for request in requests:
-            world.scheduler.submit(request)
-        waiting = [asyncio.create_task(world.ready(request)) for request in requests]
-        await asyncio.sleep(0.05)
-        world.scheduler.interrupt(requests[0])
-        gate.set()
-        await asyncio.gather(*waiting)
-        for request in requests:
-            world.scheduler.release(request)
-        return len(world.patience)
-
-    assert asyncio.run(go(is_shared=True)) == 0
-    assert asyncio.run(go(is_shared=False)) == 1
+    assert asyncio.run(n_interrupted(world, [FakeRequest([8, i], 9) for i in range(2)])) == 0
+    assert asyncio.run(n_interrupted(world, [FakeRequest([8, 0], 9)])) == 1
 
 
 def test_those_whose_scope_was_cancelled_keep_no_step_going() -> None:
@@ -243,23 +244,5 @@ def test_those_whose_scope_was_cancelled_keep_no_step_going() -> None:
 
     world = ListeningWorld()
 
-    async def go(other: type[FakeRequest]) -> int:
-        world.patience.clear()
-        gate = threading.Event()
-        await asyncio.gather(world.answer([1], 2), world.answer([2], 2))
-        for lane in world.lanes:
-            lane.before_sampling = waiting_for(gate)
-        requests = [FakeRequest([8, 1], 9), other([8, 2], 9)]
-        for request in requests:
-            world.scheduler.submit(request)
-        waiting = [asyncio.create_task(world.ready(request)) for request in requests]
-        await asyncio.sleep(0.05)
-        world.scheduler.interrupt(requests[0])
-        gate.set()
-        await asyncio.gather(*waiting)
-        for request in requests:
-            world.scheduler.release(request)
-        return len(world.patience)
-
-    assert asyncio.run(go(FakeRequest)) == 0
-    assert asyncio.run(go(GivenUp)) == 1
+    assert asyncio.run(n_interrupted(world, [FakeRequest([8, 1], 9), FakeRequest([8, 2], 9)])) == 0
+    assert asyncio.run(n_interrupted(world, [FakeRequest([8, 1], 9), GivenUp([8, 2], 9)])) == 1
