@@ -27,6 +27,9 @@ class Signal:
     def __init__(self) -> None:
         """Belong to the loop that runs in this thread."""
         self._loop = asyncio.get_running_loop()
+        self.is_lost = self._loop.is_closed
+        """Whether nobody waits, since the loop is closed; it refers to nothing but the loop."""
+
         self._given = self._loop.create_future()
 
     def give(self) -> None:
@@ -50,7 +53,7 @@ async def ready(generation: Generation[Any]) -> None:
     """
     while not generation.is_ready:
         signal = Signal()
-        generation.listen(signal.give)
+        generation.listen(signal.give, signal.is_lost)
         try:
             await signal.wait()
             generation.heard()

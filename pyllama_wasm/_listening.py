@@ -23,11 +23,11 @@ _GRACE_S = 1.0
 class _Ring:
     """Stands where a request's bell is while no thread sleeps on it: the first ring calls a function."""
 
-    __slots__ = ("_call", "_lost")
+    __slots__ = ("_call", "_lost", "is_lost")
 
-    def __init__(self, call: Callable[[], None], lost: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], lost: Callable[[], None], is_lost: Callable[[], bool]) -> None:
         self._call: Callable[[], None] | None = call
-        self._lost = lost
+        self._lost, self.is_lost = lost, is_lost
 
     def release(self) -> None:
         call, self._call = self._call, None
@@ -36,20 +36,26 @@ class _Ring:
         try:
             call()
         except RuntimeError:  # its event loop is closed: nobody will come for it
-            self._lost()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Call nobody: what would be called keeps alive who waits."""
+        self._call = None
+        self._lost()
 
 
 class ListeningScheduler(Scheduler):
     """A scheduler with listeners beside the threads that wait. Every method may be called from any thread."""
 
-    def listen(self, request: Request, ring: Callable[[], None]) -> None:
+    def listen(self, request: Request, ring: Callable[[], None], is_lost: Callable[[], bool] = lambda: False) -> None:
         """Have a submitted request computed, and ``ring`` called once when it is ready or must look what is wrong.
 
         Never waits for a step. ``ring`` is called in any thread, perhaps in this one before this returns; it must not
-        block, and ``RuntimeError`` from it gives the request up. Each call of it ends with ``unlisten``.
+        block, and ``RuntimeError`` from it gives the request up. So does ``is_lost``, which is asked between steps:
+        whether nobody will come for it. Each call of it ends with ``unlisten``.
         """
         with self._lock:
-            request.bell = cast(Any, _Ring(ring, partial(self.abandon, request)))
+            request.bell = cast(Any, _Ring(ring, partial(self.abandon, request), is_lost))
             request.is_waited_for = True
             if request.is_ready or self._failure is not None:
                 request.bell.release()
@@ -98,6 +104,13 @@ class ListeningScheduler(Scheduler):
             self._nudge()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _wake_ready(self) -> None:
+        super()._wake_ready()
+        for request in tuple(self._sleeping):
+            if isinstance(request.bell, _Ring) and request.bell.is_lost():
+                self._sleeping.discard(request)
+                request.bell.give_up()
 
     def _wake_another(self) -> None:
         """Have somebody lead: the engine where somebody listens, since it leads for all; under the lock."""

@@ -208,9 +208,9 @@ class Generation(Request, Generic[C]):
         self._model._scheduler.end_overdue(self, deadline.grace_s)
         return time.monotonic() + _LOOK_AGAIN_S if self.is_waited_for else None
 
-    def listen(self, ring: Callable[[], None]) -> None:
+    def listen(self, ring: Callable[[], None], is_lost: Callable[[], bool] = lambda: False) -> None:
         """Have ``ring`` called once there is something, for who waits in no thread: ``ListeningScheduler.listen``."""
-        self._model._scheduler.listen(self, ring)
+        self._model._scheduler.listen(self, ring, is_lost)
 
     def heard(self) -> None:
         """Raise what went wrong, for who was rung."""

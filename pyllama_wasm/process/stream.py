@@ -51,8 +51,8 @@ class RemoteGeneration:
         """Whether there is a reply to read, or the end."""
         return self._completion is not None or not self._call.replies.empty()
 
-    def listen(self, ring: Callable[[], None]) -> None:
-        """Have ``ring`` called once there is a reply, in any thread, perhaps in this one."""
+    def listen(self, ring: Callable[[], None], is_lost: Callable[[], bool] | None = None) -> None:
+        """Have ``ring`` called once there is a reply, in any thread, perhaps in this one; it goes no further alone."""
         self._call.ring = ring
         if self.is_ready:
             ring()

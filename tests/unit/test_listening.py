@@ -14,6 +14,7 @@ from pyllama_wasm import CancelledError, ClosedError, GuestTrapError
 from pyllama_wasm._listening import ListeningScheduler
 from pyllama_wasm.scheduler import MAX_SLOTS
 
+from ..waiting import until
 from .scheduler_world import FakeRequest, World, expected
 
 
@@ -71,7 +72,15 @@ async def gathered(world: ListeningWorld, n: int) -> list[list[int]]:
 
 def test_fifty_listeners_are_answered_in_the_slots_there_are_by_the_engine_alone() -> None:
     world = ListeningWorld()
-    assert asyncio.run(gathered(world, 50)) == [expected([1, i], 5 + i % 7) for i in range(50)]
+
+    async def go() -> list[list[int]]:
+        with world.engine:  # nothing is computed until all have come
+            answers = asyncio.create_task(gathered(world, 50))
+            while len(world.scheduler._queue) < 50:
+                await asyncio.sleep(0)
+        return await answers
+
+    assert asyncio.run(go()) == [expected([1, i], 5 + i % 7) for i in range(50)]
     assert world.scheduler.n_slots <= MAX_SLOTS
     assert max(size for lane in world.lanes for size in lane.sizes) > 1
 
@@ -210,6 +219,17 @@ def test_a_ring_for_a_loop_that_is_closed_gives_the_request_up() -> None:
         time.sleep(0.001)
     assert world.generate([1], 2) == expected([1], 2)  # in the slot that was freed
     assert (world.scheduler.n_slots, request.slot) == (1, None)
+
+
+def test_who_listens_in_a_loop_that_is_closed_is_given_up_before_there_is_anything_for_it() -> None:
+    world, request, is_closed = ListeningWorld(), FakeRequest([9], 10**9, n_ctx=10**9), threading.Event()
+    world.scheduler.submit(request)
+    world.scheduler.listen(request, lambda: None, is_closed.is_set)
+    until(lambda: len(request.tokens) > 3)
+    assert not request.is_ended
+    is_closed.set()
+    until(lambda: request.is_ended and request.slot is None)
+    assert world.generate([1], 2) == expected([1], 2)
 
 
 async def n_interrupted(world: ListeningWorld, requests: list[FakeRequest]) -> int:
