@@ -37,7 +37,7 @@ typedef struct {
 } min_cols;
 
 static const min_cols TYPES[] = {
-    {GGML_TYPE_F32, 12, 8, 0},        {GGML_TYPE_F16, 24, 12, 0},       {GGML_TYPE_BF16, 24, 12, 0},
+    {GGML_TYPE_F32, 12, 8, 0},        {GGML_TYPE_F16, 24, 20, 0},       {GGML_TYPE_BF16, 24, 20, 0},
     {GGML_TYPE_Q8_0, 48, 32, 0},      {GGML_TYPE_IQ4_NL, 48, 32, 0},    {GGML_TYPE_Q3_K, 48, 32, 0},
     {GGML_TYPE_IQ4_XS, 48, 32, 0},    {GGML_TYPE_MXFP4, 96, 64, 0},     {GGML_TYPE_Q6_K, 48, 32, 256},
     {GGML_TYPE_Q4_0, 512, 512, 1024}, {GGML_TYPE_Q4_1, 512, 512, 512},  {GGML_TYPE_Q4_K, 512, 512, 1024},

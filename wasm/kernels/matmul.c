@@ -9,7 +9,7 @@
 #include "tiles.h"
 
 #define MIN_TILE_COLS 4
-#define MIN_FLOAT_TILE_COLS 4
+#define MIN_FLOAT_TILE_COLS 3
 
 typedef struct {
     int                 weights, activations;
