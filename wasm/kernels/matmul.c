@@ -74,7 +74,7 @@ static void multiply_rows(rows_kernel kernel, const product * p, int64_t first_g
 #define MIN_SHARE 8  // groups of rows
 
 row_shares pw_row_shares(const struct ggml_compute_params * params, const product * p, bool is_dynamic) {
-    row_shares shares = {.n_groups = (p->m + N_ROWS - 1) / N_ROWS, .n_shares = params->nth, .next = params->ith};
+    row_shares shares = {.n_groups = (p->m + N_ROWS - 1) / N_ROWS, .n_shares = params->nth, .next = params->ith, .n_turns = 1};
     if (is_dynamic && params->nth > 1 && p->b == params->wdata && shares.n_groups > MIN_SHARE * params->nth) {
         const int64_t most = SHARES_PER_THREAD * params->nth, largest = shares.n_groups / MIN_SHARE;
         shares.pool     = params->threadpool;
@@ -84,16 +84,18 @@ row_shares pw_row_shares(const struct ggml_compute_params * params, const produc
 }
 
 bool pw_next_share(row_shares * shares, int64_t * first, int64_t * last) {
-    if (shares->next >= shares->n_shares) {
+    if (shares->next >= shares->n_shares * shares->n_turns) {
         return false;
     }
     const int64_t n_pairs = (shares->n_groups + 1) / 2;  // tiles take two groups at once
-    *first = 2 * (n_pairs * shares->next / shares->n_shares);
-    *last  = 2 * (n_pairs * (shares->next + 1) / shares->n_shares);
+    const int64_t i       = shares->next % shares->n_shares;
+    shares->turn = shares->next / shares->n_shares;
+    *first = 2 * (n_pairs * i / shares->n_shares);
+    *last  = 2 * (n_pairs * (i + 1) / shares->n_shares);
     if (*last > shares->n_groups) {
         *last = shares->n_groups;
     }
-    shares->next = shares->pool ? ggml_threadpool_chunk_add(shares->pool, 1) : shares->n_shares;
+    shares->next = shares->pool ? ggml_threadpool_chunk_add(shares->pool, 1) : shares->next + shares->n_shares;
     return true;
 }
 

@@ -286,26 +286,38 @@ static void multiply_share(const tile_format * format, const product * p, const 
     }
 }
 
+// Shares of rows with one turn for each MAX_COLS columns. Where rows take several parts every share packs the activations of
+// each part anew, so there are fewer.
+static row_shares shares_of(const struct ggml_compute_params * params, const product * p, bool has_parts) {
+    row_shares shares = pw_row_shares(params, p, true);
+    shares.n_turns = (p->n + MAX_COLS - 1) / MAX_COLS;
+    if (has_parts && shares.n_shares > 2 * params->nth) {
+        shares.n_shares = 2 * params->nth;
+    }
+    return shares;
+}
+
 void pw_multiply_tiles(const tile_format * format, const struct ggml_compute_params * params, const product * p) {
     const size_t  panel_bytes = activation_panel_size(format->tiles->has_words, format->tiles->activations);
     const int64_t n_fitting   = ALL_PANELS / (int64_t) panel_bytes;
     _Alignas(16) char panels[ALL_PANELS];
-    part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS,
+    part s = {.per_block = ggml_blck_size(p->a_type) / PANEL_WEIGHTS, .n_cols = p->n < MAX_COLS ? p->n : MAX_COLS,
               .block_bytes = format->is_strips ? p->a_stride / (size_t) p->k : ggml_type_size(p->a_type)};
-    for (s.col = 0; s.col < p->n; s.col += MAX_COLS) {
-        s.n_cols                 = p->n - s.col < MAX_COLS ? p->n - s.col : MAX_COLS;
-        const int64_t max_blocks = n_fitting / ((s.n_cols + N_COLS - 1) / N_COLS) / s.per_block;
-        const bool    is_whole   = p->n <= MAX_COLS && p->k <= max_blocks;
+    const int64_t max_blocks = n_fitting / ((s.n_cols + N_COLS - 1) / N_COLS) / s.per_block;
+    row_shares    shares     = shares_of(params, p, p->k > max_blocks);
+    int64_t       first, last, packed = -1;
+    while (pw_next_share(&shares, &first, &last)) {
+        s.col    = MAX_COLS * shares.turn;
+        s.n_cols = p->n - s.col < MAX_COLS ? p->n - s.col : MAX_COLS;
         for (s.block = 0; s.block < p->k; s.block += max_blocks) {
             s.n_blocks = p->k - s.block < max_blocks ? p->k - s.block : max_blocks;
             s.n_panels = s.n_blocks * s.per_block;
             s.is_dense = s.n_blocks == p->k && s.col == 0 && p->a_stride == (size_t) p->k * s.block_bytes;
-            pack_columns(p, &s, format, panels);
-            row_shares shares = pw_row_shares(params, p, is_whole);
-            int64_t    first, last;
-            while (pw_next_share(&shares, &first, &last)) {
-                multiply_share(format, p, &s, first, last, panels);
+            if (packed != shares.turn || p->k > max_blocks) {
+                pack_columns(p, &s, format, panels);
+                packed = shares.turn;
             }
+            multiply_share(format, p, &s, first, last, panels);
         }
     }
 }

@@ -97,6 +97,7 @@ typedef struct {
 typedef struct {
     struct ggml_threadpool * pool;  // its counter tells the next share that nobody has, or null: each thread has one share
     int64_t                  n_groups, n_shares, next;
+    int64_t                  n_turns, turn;  // how often all rows come, one with an n_turns of 1; and the last share's turn
 } row_shares;
 
 row_shares pw_row_shares(const struct ggml_compute_params * params, const product * p, bool is_dynamic);
