@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import os
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ._file_lock import lock
 from .errors import ModelAccessError, ModelFileError, ModelFormatError, ModelNotFoundError, OfflineError, reason_of
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["Progress", "fetch_url", "sha256_of"]
 
@@ -53,14 +50,15 @@ def fetch_url(
     """Fetch ``url`` into ``path`` and return it; a fetch that was interrupted before goes on where it stopped.
 
     The file has its name only when it is whole, begins like a GGUF and, where ``sha256`` is given, is that one. Of two
-    processes that fetch the same one waits for the other (not on Windows). Raises ``ModelNotFoundError``,
+    processes that fetch the same one waits for the other, while that gets on (not on Windows), and ``progress`` is told
+    of its bytes. Raises ``ModelNotFoundError``,
     ``ModelAccessError``, ``OfflineError``, ``ModelFormatError`` or ``ModelFileError``.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _version(path)
-        with _alone(partial):
+        with _alone(partial, progress):
             if _version(path) == before:  # else another process has fetched it meanwhile
                 transfer = _Transfer(url, partial, operation, progress)
                 transfer.run()
@@ -169,7 +167,7 @@ class _Transfer:
         return have > 0 and (total is None or have == total)
 
     def _size(self) -> int:
-        return self.partial.stat().st_size if self.partial.exists() else 0
+        return _size_of(self.partial)
 
     def _etag_file(self) -> Path:
         return self.partial.with_name(self.partial.name + ".etag")
@@ -192,13 +190,26 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[None]:
+def _alone(partial: Path, progress: Progress | None) -> Iterator[None]:
     """Have the partial file for this process alone."""
-    lock = partial.with_name(partial.name + ".lock")
-    with lock.open("ab") as file:
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_EX)
+
+    def n_bytes() -> int:
+        size = _size_of(partial)
+        if progress is not None:
+            progress(size, None)
+        return size
+
+    with partial.with_name(partial.name + ".lock").open("ab") as file:
+        lock(file, n_bytes)
         yield
+
+
+def _size_of(path: Path) -> int:
+    """Return how many bytes a file has, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -18,9 +17,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from ._download import sha256_of
-
-if sys.platform != "win32":
-    import fcntl
+from ._file_lock import lock
 
 __all__ = ["CAN_RESUME", "DigestError", "Location", "fetch_blob", "locate"]
 
@@ -29,13 +26,6 @@ CAN_RESUME = sys.platform != "win32"
 
 PARTIAL = ".pyllama_wasm.incomplete"
 """How the names of such files end; ``hf cache prune`` removes what ends so."""
-
-_LOOK_S = 0.1
-_PATIENCE_S = 600.0
-"""How long a file of another process may stay as it is; comparing the digest of a large one takes minutes."""
-
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
-"""What file systems answer that have no locks."""
 
 
 class DigestError(Exception):
@@ -149,30 +139,14 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
 
 def _lock(file: IO[bytes], partial: Path) -> None:
     """Wait until another process has ended with it. Raises ``OSError`` when that does not get on with it."""
-    size, since = -1, time.monotonic()
-    try:
-        while not _is_locked(file):
-            if (now := os.fstat(file.fileno()).st_size) != size:
-                size, since = now, time.monotonic()
-            elif time.monotonic() - since > _PATIENCE_S:
-                raise OSError(errno.EBUSY, "another process that fetches it does not get on")
-            time.sleep(_LOOK_S)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        if not os.fstat(file.fileno()).st_size:
+
+    def n_bytes() -> int:
+        return os.fstat(file.fileno()).st_size
+
+    if CAN_RESUME and not lock(file, n_bytes):
+        if not n_bytes():
             partial.unlink(missing_ok=True)
-        raise _NoLocksError from error
-
-
-def _is_locked(file: IO[bytes]) -> bool:
-    """Lock it unless another process has it."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        raise _NoLocksError
 
 
 def _version(file: Path | int) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import threading
 import urllib.error
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyllama_wasm as pw
-from pyllama_wasm import _download
+from pyllama_wasm import _download, _file_lock
 
 from ..hub_server import HubServer
 
@@ -178,3 +179,21 @@ def test_two_who_want_the_same_file_get_it_from_one_fetch(server: HubServer) -> 
         thread.join()
     assert [path.read_bytes() for path in paths] == [DATA] * 3
     assert len(server.requests) == 1
+
+
+def test_a_process_that_does_not_get_on_is_not_waited_for(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "model.gguf", []
+    partial = path.with_name(path.name + _download.PARTIAL)
+    partial.write_bytes(DATA[:20_000])
+    monkeypatch.setattr(_file_lock, "_PATIENCE_S", 0.3)
+    with open(f"{partial}.lock", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(pw.ModelFileError, match="another process that fetches it does not get on"):
+            _download.fetch_url(
+                f"{server.url}/files/model.gguf", path, "pull", progress=lambda *found: seen.append(found)
+            )
+    assert set(seen) == {(20_000, None)}
+    assert not server.requests
+    assert _download.fetch_url(f"{server.url}/files/model.gguf", path, "pull").read_bytes() == DATA

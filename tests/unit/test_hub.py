@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import constants
 
 import pyllama_wasm as pw
-from pyllama_wasm import _hub_resume
+from pyllama_wasm import _file_lock, _hub_resume
 
 from ..hub_server import TOKEN, HubServer, Repo
 
@@ -288,7 +288,7 @@ def test_a_process_that_does_not_get_on_is_not_waited_for(
     server: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = left_of(blob_of(Q4), Q4[:20_000])
-    monkeypatch.setattr(_hub_resume, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(_file_lock, "_PATIENCE_S", 0.3)
     with open(partial, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(pw.ModelFileError, match="another process that fetches it does not get on"):
