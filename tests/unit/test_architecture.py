@@ -92,6 +92,7 @@ LAYERS = {
     "_model_struct": 3,
     "_repacked": 3,
     "_download": 0,
+    "_file_lock": 0,
     "_hub_choice": 3,
     "_hub_client": 3,
     "_hub_list": 3,
