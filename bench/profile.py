@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pyllama_wasm as pw
@@ -80,7 +81,7 @@ def main() -> None:
         found = shares(record(model, workload, Path(folder)))
     print(f"{given.task}, {model.name}, {given.threads} threads, depth {given.depth}")
     for name, share in found[: given.top]:
-        print(f"{share:7.1%}  {name}")
+        print(f"{share:7.1%}  {textwrap.shorten(name, 80)}")  # instances of templates have names of many lines
 
 
 if __name__ == "__main__":
