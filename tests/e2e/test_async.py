@@ -16,7 +16,7 @@ import pytest
 import pyllama_wasm as pw
 from pyllama_wasm.scheduler import MAX_AHEAD, MAX_SLOTS
 
-from ..waiting import n_running, until
+from ..waiting import n_running, seconds_to_cancel, until
 
 LONG = {"max_tokens": None, "ignore_eos": True, "temperature": 0.0}
 
@@ -112,15 +112,7 @@ def test_a_cancelled_prefill_ends_at_once_and_the_model_goes_on(model: pw.Model)
     tokens = [i % 40_000 + 100 for i in range(6000)]
 
     async def go() -> float:
-        call = asyncio.create_task(pw.AsyncModel(model).generate(tokens, max_tokens=1))
-        await asyncio.to_thread(until, lambda: n_running(model) == 1)
-        await asyncio.sleep(0.3)
-        call.cancel()
-        began = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await asyncio.to_thread(until, lambda: model._scheduler._leader is None)
-        return time.monotonic() - began
+        return await seconds_to_cancel(model, pw.AsyncModel(model).generate(tokens, max_tokens=1), 1)
 
     assert asyncio.run(go()) < 1.5  # one step of the prompt takes longer
     assert n_running(model) == 0

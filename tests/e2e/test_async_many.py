@@ -16,7 +16,7 @@ import pyllama_wasm as pw
 from pyllama_wasm import _async_bridge
 from pyllama_wasm.scheduler import MAX_SLOTS
 
-from ..waiting import n_running, until
+from ..waiting import n_running, seconds_to_cancel, until
 
 GREEDY: dict[str, Any] = {"max_tokens": 8, "ignore_eos": True, "temperature": 0}
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
@@ -112,15 +112,7 @@ def test_a_long_prompt_of_several_choices_is_ended_at_once(model: pw.Model) -> N
     tokens = [i % 40_000 + 100 for i in range(6000)]
 
     async def go() -> float:
-        call = asyncio.create_task(pw.AsyncModel(model).generate_n(tokens, 3, max_tokens=1))
-        await asyncio.to_thread(until, lambda: n_running(model) == 3)
-        await asyncio.sleep(0.3)
-        call.cancel()
-        began = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await asyncio.to_thread(until, lambda: model._scheduler._leader is None)
-        return time.monotonic() - began
+        return await seconds_to_cancel(model, pw.AsyncModel(model).generate_n(tokens, 3, max_tokens=1), 3)
 
     assert asyncio.run(go()) < 1.5  # one step of the prompt takes longer
     assert model.generate("The capital of France is", max_tokens=1, temperature=0).text == " Paris"
