@@ -56,6 +56,7 @@ ALWAYS_INLINE void lanes_to_f32(const v128_t rows[N_ROWS], v128_t out[8]) {
                 pack(rows, panels + n_panels * i, group);                                                                  \
                 for (int r = 0; r < N_ROWS; r++) {                                                                         \
                     rows[r] += sizeof(block);                                                                              \
+                    OPAQUE(rows[r]);                                                                                       \
                 }                                                                                                          \
             }                                                                                                              \
             for (int r = 0; r < N_ROWS; r++) {                                                                             \

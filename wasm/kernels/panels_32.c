@@ -54,15 +54,16 @@ ALWAYS_INLINE void pack_q5_1(const uint8_t * const x[N_ROWS], weight_panel * pan
     set_five_bits(x, offsetof(block_q5_1, qs), offsetof(block_q5_1, qh), panel, group);
 }
 
-// Sixteen signed bytes of each row become codes of 16 bits.
+// Sixteen signed bytes of each row become codes of 16 bits. Products with one and zero in turn widen every other byte: done by
+// another part of the processor than the shuffles, of which sign extension would take as many again.
 ALWAYS_INLINE void set_words(const v128_t bytes[N_ROWS], v128_t codes[8][N_GROUPS], int group) {
-    v128_t low[N_ROWS], high[N_ROWS];
-    for (int r = 0; r < N_ROWS; r++) {
-        low[r]  = wasm_i16x8_extend_low_i8x16(bytes[r]);
-        high[r] = wasm_i16x8_extend_high_i8x16(bytes[r]);
+    v128_t turned[4];
+    turn(bytes, turned);
+    for (int i = 0; i < 4; i++) {
+        const v128_t pairs = wasm_i8x16_shuffle(turned[i], turned[i], 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+        codes[2 * i][group]     = dot_codes(pairs, wasm_i16x8_splat(0x0001));
+        codes[2 * i + 1][group] = dot_codes(pairs, wasm_i16x8_splat(0x0100));
     }
-    interleave(low, codes, group);
-    interleave(high, codes + 4, group);
 }
 
 ALWAYS_INLINE void pack_q8_0(const uint8_t * const x[N_ROWS], weight_panel * panel, int group) {

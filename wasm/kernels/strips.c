@@ -9,7 +9,7 @@
 
 #define MIN_TILE_COLS 4
 #define MAX_BYTES ((size_t) 3 << 30)  // of a matrix: a strip may be some percent larger than its rows
-#define ALL_COLUMNS 163840  // bytes of repeated activations, on the stack
+#define ALL_COLUMNS 65536  // bytes of activations, on the stack
 
 static const strip_format * const FORMATS[] = {
     &pw_strip_q4_0, &pw_strip_q4_1, &pw_strip_q5_0, &pw_strip_q5_1, &pw_strip_q4_K, &pw_strip_q5_K, &pw_strip_q6_K,
@@ -84,13 +84,13 @@ static void quantize_activations(const struct ggml_compute_params * params, cons
     }
 }
 
-// Blocks `block` to `block + n` of every column, repeated.
-static void repeat_columns(const strip_format * format, const product * p, int64_t block, int64_t n, v128_t * out) {
+// Blocks `block` to `block + n` of every column.
+static void set_columns(const strip_format * format, const product * p, int64_t block, int64_t n, v128_t * out) {
     const size_t bytes = ggml_type_size(format->activations);
     for (int64_t j = 0; j < p->n; j++) {
         const uint8_t * y = p->b + (size_t) j * p->b_stride + (size_t) block * bytes;
         for (int64_t i = 0; i < n; i++, y += bytes, out += format->column_vectors) {
-            format->repeat(y, out);
+            format->set_column(y, out);
         }
     }
 }
@@ -117,7 +117,7 @@ static void multiply_columns(const strip_format * format, const struct ggml_comp
     const int64_t max_blocks = ALL_COLUMNS / (int64_t) (format->column_vectors * sizeof(v128_t)) / p->n;
     for (int64_t block = 0; block < p->k; block += max_blocks) {
         const int64_t n = p->k - block < max_blocks ? p->k - block : max_blocks;
-        repeat_columns(format, p, block, n, columns);
+        set_columns(format, p, block, n, columns);
         row_shares shares = pw_row_shares(params, p, p->k <= max_blocks);
         int64_t    first, last;
         while (pw_next_share(&shares, &first, &last)) {

@@ -17,8 +17,8 @@ extern "C" {
 // Between a block of each of eight rows and the strip's record of them; `is_weaving` says in which direction.
 typedef void (*weave_function)(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving);
 
-// Activations of one block with every 32 bits of codes repeated in all lanes, in the order in which a kernel takes them.
-typedef void (*repeat_function)(const uint8_t * y, v128_t * column);
+// Activations of one block as a kernel takes them.
+typedef void (*column_function)(const uint8_t * y, v128_t * column);
 
 // acc += n records times a column.
 typedef void (*strip_kernel)(int64_t n, const uint8_t * x, const v128_t * column, v128_t acc[N_GROUPS]);
@@ -26,9 +26,9 @@ typedef void (*strip_kernel)(int64_t n, const uint8_t * x, const v128_t * column
 typedef struct strip_format {
     enum ggml_type      type, activations;
     size_t              record_bytes;
-    size_t              column_vectors;  // of a block's repeated activations
+    size_t              column_vectors;  // of a block's activations
     weave_function      weave;
-    repeat_function     repeat;
+    column_function     set_column;
     strip_kernel        multiply;
     const tile_format * tiles;   // more than a few columns
     const tile_format * panels;  // the expansion to f32 (blas_expand.c)

@@ -1,19 +1,19 @@
-// Strips of super-blocks of 256 weights. A record holds one block of each of eight rows; layouts of the blocks: rows_256.c.
+// Strips of super-blocks of 256 weights with mins. A record holds one block of each of eight rows; layouts of the blocks:
+// rows_256.c, of q6_K's strips: strips_q6_K.c.
 //
-//   q4_K  half d[8]; half dmin[8];                            for j = 0..3: uint8 scales[8][2], mins[8][2] of groups 2 j and
-//                                                              2 j + 1; cells of qs: the eight words from byte 32 j on
-//   q5_K  half d[8]; half dmin[8]; cells of qh (eight words); the same as q4_K
-//   q6_K  half d[8];  for h = 0..1, g = 0..1: int8 scales[2][8][2] of groups 8 h + g + (0, 2), and + (4, 6); for rows 0..3, then
-//                     rows 4..7, for i = 0..3: word i of ql from byte 64 h + 16 g on, of ql from 32 further on, and of qh
-//                     from 32 h + 16 g on
+//   q4_K  half d[8]; half dmin[8];  for j = 0..3: uint8 scales[8][2], mins[8][2] of groups 2 j and 2 j + 1; cells of qs: the eight
+//                                   words from byte 32 j on
+//   q5_K  half d[8]; half dmin[8];  for j = 0..3: scales and mins as above; for rows 0..3, then for rows 4..7: the eight words of
+//                                   group 2 j, then those of group 2 j + 1, in 80 bytes each (tight_codes.h)
 //
-// A column's block: scale; sums of activations in pairs, as the scales are; codes in the order of the cells.
+// A column's block: scale; sums of activations in pairs, as the mins are; codes in the order of the words.
 #include "strips_256.h"
+#include "tight_codes.h"
 
 typedef struct {
     v128_t scale;
-    v128_t sums[2 * N_64];
-    v128_t codes[QK_K / WORD];
+    v128_t sums[N_64];
+    v128_t codes[QK_K / sizeof(v128_t)];
 } column_256;
 
 #define COLUMN_VECTORS (sizeof(column_256) / sizeof(v128_t))
@@ -56,14 +56,6 @@ static void weave_scales(uint8_t * record, uint8_t * const rows[STRIP_ROWS], int
     }
 }
 
-static void weave_with_mins(uint8_t * record, uint8_t * const rows[STRIP_ROWS], size_t qs, bool is_weaving) {
-    for (int j = 0; j < N_64; j++) {
-        weave_scales(record, rows, j, is_weaving);
-        weave_words(record + 2 * SCALES, rows, qs + 32 * (size_t) j, N_WORDS, is_weaving);
-        record += 2 * SCALES + N_WORDS * CELLS;
-    }
-}
-
 static void weave_head_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
     weave_halves(record, rows, 0, is_weaving);
     weave_halves(record + 16, rows, 2, is_weaving);
@@ -71,44 +63,51 @@ static void weave_head_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], boo
 
 static void weave_q4_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
     weave_head_K(record, rows, is_weaving);
-    weave_with_mins(record + HEAD_K, rows, offsetof(block_q4_K, qs), is_weaving);
+    record += HEAD_K;
+    for (int j = 0; j < N_64; j++) {
+        weave_scales(record, rows, j, is_weaving);
+        weave_words(record + 2 * SCALES, rows, offsetof(block_q4_K, qs) + 32 * (size_t) j, N_WORDS, is_weaving);
+        record += 2 * SCALES + N_WORDS * CELLS;
+    }
+}
+
+// The codes of group j, a byte each, and back.
+static void read_codes(const block_q5_K * x, int j, uint8_t codes[PANEL_WEIGHTS]) {
+    const uint8_t * qs = x->qs + PANEL_WEIGHTS * (j / 2);
+    for (int i = 0; i < PANEL_WEIGHTS; i++) {
+        codes[i] = (uint8_t) ((j % 2 ? qs[i] >> 4 : qs[i] & 15) | (x->qh[i] >> j & 1) << 4);
+    }
+}
+
+static void write_codes(const uint8_t codes[PANEL_WEIGHTS], block_q5_K * x, int j) {
+    uint8_t * qs = x->qs + PANEL_WEIGHTS * (j / 2);
+    for (int i = 0; i < PANEL_WEIGHTS; i++) {
+        qs[i]    = (uint8_t) (j % 2 ? (qs[i] & 15) | codes[i] << 4 : (qs[i] & 0xf0) | (codes[i] & 15));
+        x->qh[i] = (uint8_t) ((x->qh[i] & ~(1 << j)) | codes[i] >> 4 << j);
+    }
+}
+
+static void weave_group(uint8_t * words, block_q5_K * row, int j, bool is_weaving) {
+    uint8_t codes[PANEL_WEIGHTS];
+    if (is_weaving) {
+        read_codes(row, j, codes);
+    }
+    weave_five_bits(words, codes, is_weaving);
+    if (!is_weaving) {
+        write_codes(codes, row, j);
+    }
 }
 
 static void weave_q5_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
     weave_head_K(record, rows, is_weaving);
-    weave_words(record + HEAD_K, rows, offsetof(block_q5_K, qh), N_WORDS, is_weaving);
-    weave_with_mins(record + HEAD_K + FIFTH_CELLS, rows, offsetof(block_q5_K, qs), is_weaving);
-}
-
-// Four rows' word i of ql, of ql 32 bytes further on, and of qh.
-static uint8_t * weave_quarter(uint8_t * record, uint8_t * const rows[N_ROWS], int h, int g, bool is_weaving) {
-    const size_t ql = offsetof(block_q6_K, ql) + 64 * (size_t) h + 16 * (size_t) g;
-    const size_t qh = offsetof(block_q6_K, qh) + 32 * (size_t) h + 16 * (size_t) g;
-    for (size_t i = 0; i < 4; i++) {
-        const size_t from[3] = {ql + WORD * i, ql + 32 + WORD * i, qh + WORD * i};
-        for (int part = 0; part < 3; part++) {
-            for (int r = 0; r < N_ROWS; r++, record += WORD) {
-                move_bytes(record, rows[r] + from[part], WORD, is_weaving);
-            }
+    record += HEAD_K;
+    for (int j = 0; j < N_64; j++, record += 2 * SCALES + N_GROUPS * 2 * GROUP_5) {
+        weave_scales(record, rows, j, is_weaving);
+        for (int r = 0; r < STRIP_ROWS; r++) {
+            uint8_t * words = record + 2 * SCALES + r / N_ROWS * 2 * GROUP_5 + r % N_ROWS * WORD;
+            weave_group(words, (block_q5_K *) rows[r], 2 * j, is_weaving);
+            weave_group(words + GROUP_5, (block_q5_K *) rows[r], 2 * j + 1, is_weaving);
         }
-    }
-    return record;
-}
-
-static void weave_q6_K(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
-    weave_halves(record, rows, offsetof(block_q6_K, d), is_weaving);
-    record += 16;
-    for (int part = 0; part < 4; part++) {
-        const int h = part / 2, g = part % 2;
-        for (int k = 0; k < 4; k++) {
-            for (int r = 0; r < STRIP_ROWS; r++) {
-                move_bytes(record + k / 2 * SCALES + 2 * r + k % 2, rows[r] + offsetof(block_q6_K, scales) + 8 * h + 2 * k + g, 1,
-                           is_weaving);
-            }
-        }
-        record += 2 * SCALES;
-        record = weave_quarter(record, rows, h, g, is_weaving);
-        record = weave_quarter(record, rows + N_ROWS, h, g, is_weaving);
     }
 }
 
@@ -118,31 +117,15 @@ ALWAYS_INLINE v128_t repeated_pair(int16_t a, int16_t b) {
     return wasm_i32x4_splat((uint16_t) a | (int32_t) ((uint32_t) (uint16_t) b << 16));
 }
 
-static void repeat_for_mins(const uint8_t * y, v128_t * out) {
+static void set_column(const uint8_t * y, v128_t * out) {
     const block_q8_K * block  = (const block_q8_K *) y;
     column_256 *       column = (column_256 *) out;
     const int16_t *    sums   = block->bsums;
     column->scale = wasm_f32x4_splat(block->d);
-    for (int j = 0; j < N_64; j++) {
-        column->sums[j] = repeated_pair((int16_t) (sums[4 * j] + sums[4 * j + 1]), (int16_t) (sums[4 * j + 2] + sums[4 * j + 3]));
-        repeat_words(block->qs + 64 * j, N_WORDS, column->codes + 2 * N_WORDS * j, 2);
-        repeat_words(block->qs + 64 * j + 32, N_WORDS, column->codes + 2 * N_WORDS * j + 1, 2);
+    for (int j = 0; j < N_64; j++, sums += 4) {
+        column->sums[j] = repeated_pair((int16_t) (sums[0] + sums[1]), (int16_t) (sums[2] + sums[3]));
     }
-}
-
-static void repeat_for_q6_K(const uint8_t * y, v128_t * out) {
-    const block_q8_K * block  = (const block_q8_K *) y;
-    column_256 *       column = (column_256 *) out;
-    v128_t *           codes  = column->codes;
-    column->scale = wasm_f32x4_splat(block->d);
-    for (int part = 0; part < 4; part++, codes += 16) {
-        const int h = part / 2, g = part % 2;
-        for (int k = 0; k < 4; k++) {
-            repeat_words(block->qs + 128 * h + 32 * k + 16 * g, 4, codes + k, 4);
-        }
-        column->sums[2 * part]     = repeated_pair(block->bsums[8 * h + g], block->bsums[8 * h + 2 + g]);
-        column->sums[2 * part + 1] = repeated_pair(block->bsums[8 * h + 4 + g], block->bsums[8 * h + 6 + g]);
-    }
+    memcpy(column->codes, block->qs, sizeof(column->codes));
 }
 
 // --- products with one column ------------------------------------------------------------------------------------------------
@@ -151,168 +134,141 @@ ALWAYS_INLINE v128_t add_pairs(v128_t total, v128_t sums, v128_t factors) {
     return wasm_i32x4_add(total, wasm_i32x4_dot_i16x8(sums, factors));
 }
 
-// Sums of n cells: [group of rows][low, high halves]. One cell a turn.
-ALWAYS_INLINE void add_cells(int n, const uint8_t ** cells, const uint8_t ** fifth, const v128_t ** column, v128_t sums[N_GROUPS][2],
-                             bool has_fifth_bit, int j) {
-    const uint8_t * x = *cells, * bits = *fifth;
-    const v128_t *  q = *column;
-    for (int g = 0; g < N_GROUPS; g++) {
-        sums[g][0] = sums[g][1] = wasm_i16x8_splat(0);
-    }
-#pragma clang loop unroll(disable)
-    for (int i = 0; i < n; i++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            const v128_t w = wasm_v128_load(x + 16 * g);
-            v128_t       low = low_nibbles(w), high = high_nibbles(w);
-            if (has_fifth_bit) {
-                const v128_t b = wasm_v128_load(bits + 16 * g);
-                low  = wasm_v128_or(low, FIFTH(b, 2 * j));
-                high = wasm_v128_or(high, FIFTH(b, 2 * j + 1));
-            }
-            sums[g][0] = wasm_i16x8_add(sums[g][0], dot_codes(q[0], low));
-            sums[g][1] = wasm_i16x8_add(sums[g][1], dot_codes(q[1], high));
-        }
-        x += CELLS;
-        q += 2;
-        OPAQUE(x);
-        OPAQUE(q);
-        if (has_fifth_bit) {
-            bits += CELLS;
-            OPAQUE(bits);
-        }
-    }
-    *cells  = x;
-    *fifth  = bits;
-    *column = q;
-}
-
 typedef struct {
     v128_t products[N_GROUPS], mins[N_GROUPS];
 } totals_256;
 
-// Groups 2 j and 2 j + 1. Codes of five bits fill 16 bits after four cells.
-ALWAYS_INLINE void add_64(const uint8_t ** x, const uint8_t * fifth, const v128_t ** q, v128_t sums_of_y, totals_256 * t,
-                          bool has_fifth_bit, int j) {
-    const uint8_t * scales = *x, * cells = *x + 2 * SCALES;
-    for (int done = 0; done < N_WORDS; done += has_fifth_bit ? 4 : N_WORDS) {
-        v128_t sums[N_GROUPS][2];
-        add_cells(has_fifth_bit ? 4 : N_WORDS, &cells, &fifth, q, sums, has_fifth_bit, j);
-        for (int g = 0; g < N_GROUPS; g++) {
-            const v128_t s = wasm_u16x8_load8x8(scales + 8 * g);
-            t->products[g] = add_pairs(t->products[g], sums[g][0], FIRST_OF_PAIRS(s));
-            t->products[g] = add_pairs(t->products[g], sums[g][1], SECOND_OF_PAIRS(s));
-        }
-    }
+ALWAYS_INLINE void add_mins(const uint8_t * mins, v128_t sums_of_y, totals_256 * t) {
     for (int g = 0; g < N_GROUPS; g++) {
-        t->mins[g] = add_pairs(t->mins[g], sums_of_y, wasm_u16x8_load8x8(scales + SCALES + 8 * g));
-        // else the runtime's compiler would put all of this off until the block's end, and keep the sums in memory
-        t->products[g] = calculated(t->products[g], cells);
-        t->mins[g]     = calculated(t->mins[g], cells);
+        t->mins[g] = add_pairs(t->mins[g], sums_of_y, wasm_u16x8_load8x8(mins + 8 * g));
     }
-    *x = cells;
 }
 
-ALWAYS_INLINE void multiply_with_mins(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS], bool has_fifth_bit) {
-    for (int64_t b = 0; b < n; b++) {
-        const column_256 * column = (const column_256 *) y;
-        const uint8_t *    head = x, * fifth = x + HEAD_K;
-        const v128_t *     q = column->codes;
-        totals_256         t = {0};
-        x += HEAD_K + (has_fifth_bit ? FIFTH_CELLS : 0);
-        add_64(&x, fifth, &q, column->sums[0], &t, has_fifth_bit, 0);
-        add_64(&x, fifth, &q, column->sums[1], &t, has_fifth_bit, 1);
-        add_64(&x, fifth, &q, column->sums[2], &t, has_fifth_bit, 2);
-        add_64(&x, fifth, &q, column->sums[3], &t, has_fifth_bit, 3);
-        v128_t d[N_GROUPS], dmin[N_GROUPS];
-        load_halves(head, d);
-        load_halves(head + 16, dmin);
-        for (int g = 0; g < N_GROUPS; g++) {
-            acc[g] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(t.products[g]), wasm_f32x4_mul(d[g], column->scale), acc[g]);
-            acc[g] = wasm_f32x4_relaxed_nmadd(wasm_f32x4_convert_i32x4(t.mins[g]), wasm_f32x4_mul(dmin[g], column->scale), acc[g]);
-        }
-        y = q;
+// else the runtime's compiler would put all of this off until the block's end, and keep the sums in memory
+ALWAYS_INLINE void calculate(totals_256 * t, const void * pointer) {
+    for (int g = 0; g < N_GROUPS; g++) {
+        t->products[g] = calculated(t->products[g], pointer);
+        t->mins[g]     = calculated(t->mins[g], pointer);
     }
+}
+
+// acc += the totals of a block, which begins at `head`, times its scales.
+ALWAYS_INLINE void scale_totals(const uint8_t * head, const column_256 * column, const totals_256 * t, v128_t acc[N_GROUPS]) {
+    v128_t d[N_GROUPS], dmin[N_GROUPS];
+    load_halves(head, d);
+    load_halves(head + 16, dmin);
+    for (int g = 0; g < N_GROUPS; g++) {
+        acc[g] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(t->products[g]), wasm_f32x4_mul(d[g], column->scale), acc[g]);
+        acc[g] = wasm_f32x4_relaxed_nmadd(wasm_f32x4_convert_i32x4(t->mins[g]), wasm_f32x4_mul(dmin[g], column->scale), acc[g]);
+    }
+}
+
+// Sums of four cells: those of low and high halves.
+ALWAYS_INLINE void add_cells(const uint8_t * x, v128_t low, v128_t high, v128_t sums[N_GROUPS][2]) {
+    const v128_t q[4][2] = {{SPLAT32(low, 0), SPLAT32(high, 0)}, {SPLAT32(low, 1), SPLAT32(high, 1)},
+                            {SPLAT32(low, 2), SPLAT32(high, 2)}, {SPLAT32(low, 3), SPLAT32(high, 3)}};
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 4; i++) {
+#pragma clang loop unroll(full)
+        for (int g = 0; g < N_GROUPS; g++) {
+            const v128_t w = wasm_v128_load(x + CELLS * i + 16 * g);
+            sums[g][0] = wasm_i16x8_add(sums[g][0], dot_codes(q[i][0], low_nibbles(w)));
+            sums[g][1] = wasm_i16x8_add(sums[g][1], dot_codes(q[i][1], high_nibbles(w)));
+        }
+        if (i == 1) {
+            sums[0][0] = calculated(sums[0][0], x);
+            sums[0][1] = calculated(sums[0][1], x);
+            sums[1][0] = calculated(sums[1][0], x);
+            sums[1][1] = calculated(sums[1][1], x);
+        }
+    }
+}
+
+// Groups 2 j and 2 j + 1 of q4_K.
+ALWAYS_INLINE const uint8_t * add_64(const uint8_t * x, const v128_t * q, v128_t sums_of_y, totals_256 * t) {
+    const uint8_t * cells = x + 2 * SCALES;
+    v128_t          sums[N_GROUPS][2] = {0};
+#pragma clang loop unroll(disable)
+    for (int half = 0; half < 2; half++, q++) {
+        OPAQUE(q);
+        OPAQUE(cells);
+        add_cells(cells, q[0], q[2], sums);
+        cells += 4 * CELLS;
+    }
+    for (int g = 0; g < N_GROUPS; g++) {
+        const v128_t s = wasm_u16x8_load8x8(x + 8 * g);
+        t->products[g] = add_pairs(t->products[g], sums[g][0], FIRST_OF_PAIRS(s));
+        t->products[g] = add_pairs(t->products[g], sums[g][1], SECOND_OF_PAIRS(s));
+    }
+    add_mins(x + SCALES, sums_of_y, t);
+    calculate(t, cells);
+    return cells;
 }
 
 static void multiply_q4_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
-    multiply_with_mins(n, x, y, acc, false);
-}
-
-static void multiply_q5_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
-    multiply_with_mins(n, x, y, acc, true);
-}
-
-// A cell of a quarter: sums of four groups, which begin with the first one.
-ALWAYS_INLINE void add_cell(const uint8_t * x, const v128_t * q, v128_t sums[4], bool is_first) {
-    v128_t codes[4];
-    codes_q6_K(wasm_v128_load(x), wasm_v128_load(x + 16), wasm_v128_load(x + 32), codes);
-    for (int k = 0; k < 4; k++) {
-        const v128_t products = dot_codes(q[k], codes[k]);
-        sums[k] = is_first ? products : wasm_i16x8_add(sums[k], products);
+    for (int64_t b = 0; b < n; b++) {
+        const column_256 * column = (const column_256 *) y;
+        const uint8_t *    head   = x;
+        const v128_t *     q      = column->codes;
+        totals_256         t      = {0};
+        x += HEAD_K;
+        x = add_64(x, q, column->sums[0], &t);
+        x = add_64(x, q + 4, column->sums[1], &t);
+        x = add_64(x, q + 8, column->sums[2], &t);
+        x = add_64(x, q + 12, column->sums[3], &t);
+        scale_totals(head, column, &t, acc);
+        y = (const v128_t *) (column + 1);
     }
 }
 
-// Four rows of a quarter, whose scales are s: codes of six bits fill 16 bits after two cells.
-ALWAYS_INLINE v128_t add_quarter(const uint8_t ** cells, const v128_t * column, const v128_t s[2], v128_t total) {
-    const uint8_t * x = *cells;
-    const v128_t *  q = column;
-#pragma clang loop unroll(disable)
-    for (int half = 0; half < 2; half++, x += 96, q += 8) {
-        v128_t sums[4];
-        OPAQUE(x);
-        OPAQUE(q);
-        do {
-            add_cell(x, q, sums, true);
-        } while (is_repeated(x));
-        do {
-            add_cell(x + 48, q + 4, sums, false);
-        } while (is_repeated(x));
-        total = add_pairs(total, sums[0], FIRST_OF_PAIRS(s[0]));
-        total = add_pairs(total, sums[1], SECOND_OF_PAIRS(s[0]));
-        total = add_pairs(total, sums[2], FIRST_OF_PAIRS(s[1]));
-        total = add_pairs(total, sums[3], SECOND_OF_PAIRS(s[1]));
+// 32 weights of four rows: 16 bits hold the sums of four words' products.
+ALWAYS_INLINE v128_t add_group(const uint8_t * words, const v128_t q[2], v128_t scales, v128_t total) {
+    v128_t codes[N_WORDS];
+    codes_of_five(words, codes);
+    for (int half = 0; half < 2; half++) {
+        v128_t sum = dot_codes(SPLAT32(q[half], 0), codes[4 * half]);
+        sum   = wasm_i16x8_add(sum, dot_codes(SPLAT32(q[half], 1), codes[4 * half + 1]));
+        sum   = wasm_i16x8_add(sum, dot_codes(SPLAT32(q[half], 2), codes[4 * half + 2]));
+        sum   = wasm_i16x8_add(sum, dot_codes(SPLAT32(q[half], 3), codes[4 * half + 3]));
+        total = calculated(add_pairs(total, sum, scales), words);
     }
-    *cells = x;
     return total;
 }
 
-static void multiply_q6_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
-    for (int64_t b = 0; b < n; b++, y += COLUMN_VECTORS) {
+static void multiply_q5_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
+    for (int64_t b = 0; b < n; b++) {
         const column_256 * column = (const column_256 *) y;
         const uint8_t *    head   = x;
-        const v128_t *     q = column->codes, * sums = column->sums;
+        const v128_t *     q = column->codes, * sums_of_y = column->sums;
         totals_256         t = {0};
-        x += 16;
+        x += HEAD_K;
 #pragma clang loop unroll(disable)
-        for (int part = 0; part < 4; part++, q += 16, sums += 2) {
-            const uint8_t * scales = x;
-            x += 2 * SCALES;
+        for (int j = 0; j < N_64; j++) {
+            const uint8_t * words = x + 2 * SCALES;
             OPAQUE(q);
-            OPAQUE(sums);
-            for (int g = 0; g < N_GROUPS; g++) {
-                const v128_t s[2] = {wasm_i16x8_load8x8(scales + 8 * g), wasm_i16x8_load8x8(scales + SCALES + 8 * g)};
-                t.mins[g]     = add_pairs(add_pairs(t.mins[g], sums[0], s[0]), sums[1], s[1]);
-                t.products[g] = add_quarter(&x, q, s, t.products[g]);
+            OPAQUE(sums_of_y);
+            add_mins(x + SCALES, *sums_of_y, &t);
+#pragma clang loop unroll(full)
+            for (int g = 0; g < N_GROUPS; g++, words += 2 * GROUP_5) {
+                const v128_t s = wasm_u16x8_load8x8(x + 8 * g);
+                t.products[g]  = add_group(words, q, FIRST_OF_PAIRS(s), t.products[g]);
+                t.products[g]  = add_group(words + GROUP_5, q + 2, SECOND_OF_PAIRS(s), t.products[g]);
             }
+            x = words;
+            OPAQUE(x);
+            q += 4;
+            sums_of_y++;
         }
-        v128_t d[N_GROUPS];
-        load_halves(head, d);
-        for (int g = 0; g < N_GROUPS; g++) {
-            const v128_t total = wasm_i32x4_sub(t.products[g], wasm_i32x4_shl(t.mins[g], 5));
-            acc[g] = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(total), wasm_f32x4_mul(d[g], column->scale), acc[g]);
-        }
+        scale_totals(head, column, &t, acc);
+        y = (const v128_t *) (column + 1);
     }
 }
 
 const strip_format pw_strip_q4_K = {
-    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, repeat_for_mins, multiply_q4_K,
+    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, set_column, multiply_q4_K,
     &pw_strip_tiles_q4_K, &pw_strip_panels_q4_K,
 };
 const strip_format pw_strip_q5_K = {
-    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, repeat_for_mins, multiply_q5_K,
+    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, set_column, multiply_q5_K,
     &pw_strip_tiles_q5_K, &pw_strip_panels_q5_K,
-};
-const strip_format pw_strip_q6_K = {
-    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 1680, COLUMN_VECTORS, weave_q6_K, repeat_for_q6_K, multiply_q6_K,
-    &pw_strip_tiles_q6_K, &pw_strip_panels_q6_K,
 };

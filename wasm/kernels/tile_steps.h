@@ -22,9 +22,8 @@ ALWAYS_INLINE v128_t sum_of(v128_t a, v128_t b, code_kind kind) {
     return kind == WORDS ? wasm_i32x4_add(a, b) : wasm_i16x8_add(a, b);
 }
 
-// The sums of n_steps steps, from `start` on if there is one. A loop with one step a turn: Cranelift issues all loads of a basic
-// block first, and sixteen registers hold no more than these six beside the sums. It hides its pointers from LLVM, which would
-// count with an index instead and compute the address of each load.
+// The sums of n_steps steps, from `start` on if there is one. Each step is a loop that is never repeated (rows.h): Cranelift issues
+// all loads of a basic block first, and sixteen registers hold no more than these six beside the sums.
 ALWAYS_INLINE void add_steps(int n_steps, const weight_step * w, const column_step * y, const v128_t * start,
                              v128_t sums[N_COLS][N_GROUPS], int n_cols, code_kind kind) {
     for (int c = 0; c < n_cols; c++) {
@@ -33,16 +32,19 @@ ALWAYS_INLINE void add_steps(int n_steps, const weight_step * w, const column_st
             sums[c][g]           = start ? sum_of(start[c], product, kind) : product;
         }
     }
-#pragma clang loop unroll(disable)
+    OPAQUE(w);
+    OPAQUE(y);
+#pragma clang loop unroll(full)
     for (int i = 1; i < n_steps; i++) {
-        w++;
-        y++;
-        __asm__("" : "+r"(w), "+r"(y));
-        for (int c = 0; c < n_cols; c++) {
-            for (int g = 0; g < N_GROUPS; g++) {
-                sums[c][g] = sum_of(sums[c][g], product_of(y->of[c], w->of[g], kind), kind);
+        do {
+            for (int c = 0; c < n_cols; c++) {
+                for (int g = 0; g < N_GROUPS; g++) {
+                    sums[c][g] = sum_of(sums[c][g], product_of(y[i].of[c], w[i].of[g], kind), kind);
+                }
             }
-        }
+            OPAQUE(w);
+            OPAQUE(y);
+        } while (is_repeated(w));
     }
 }
 

@@ -9,7 +9,7 @@
 
 #define MAX_COLS 64         // together in panels
 #define ALL_PANELS 368640   // bytes of activations' panels, on the stack
-#define CHUNK 16            // panels of weights unpacked at a time
+#define CHUNK 32            // panels of weights unpacked at a time
 
 #define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
 
@@ -44,11 +44,13 @@ ALWAYS_INLINE void tile(int64_t n, const weight_panel * w, const activation_pane
         v128_t sums[N_COLS][N_GROUPS];
         fetch(ahead);
         multiply_panel(w, y, sums, n_cols, kind, has_min);
+        const v128_t scales[N_GROUPS] = {w->scale[0], w->scale[1]};  // else read again behind every store
         for (int c = 0; c < n_cols; c++) {
+            const v128_t y_scale = y->scale[c], y_sum = y->sum[c];
             for (int g = 0; g < N_GROUPS; g++) {
-                const v128_t scale = wasm_f32x4_mul(w->scale[g], y->scale[c]);
+                const v128_t scale = wasm_f32x4_mul(scales[g], y_scale);
                 const v128_t out   = wasm_f32x4_relaxed_madd(wasm_f32x4_convert_i32x4(sums[c][g]), scale, acc[c][g]);
-                acc[c][g]          = has_min ? wasm_f32x4_relaxed_madd(w->min[g], y->sum[c], out) : out;
+                acc[c][g]          = has_min ? wasm_f32x4_relaxed_madd(w->min[g], y_sum, out) : out;
             }
         }
     }
@@ -114,23 +116,22 @@ ALWAYS_INLINE v128_t sum_each_pair(const v128_t v[N_COLS]) {
     return wasm_i16x8_add(wasm_i32x4_shuffle(ab, cd, 0, 2, 4, 6), wasm_i32x4_shuffle(ab, cd, 1, 3, 5, 7));
 }
 
-// What codes that are `bias` too large add to the two 16-bit lanes of each column's sums, to be taken off. Sums may overflow on
-// the way: what counts is that codes less their bias add up to 16 bits. Of n times 16 codes.
-ALWAYS_INLINE v128_t lane_biases(const uint8_t * const y[N_COLS], size_t offset, int n, int bias) {
-    v128_t pairs[N_COLS];
-    for (int c = 0; c < N_COLS; c++) {
-        pairs[c] = wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(y[c] + offset));
-        if (n > 1) {
-            pairs[c] = wasm_i16x8_add(pairs[c], wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(y[c] + offset + 16)));
-        }
-    }
+// What codes that are `bias` too large add to the two 16-bit lanes of each column's sums, to be taken off; of sums of pairs of
+// activations. Sums may overflow on the way: what counts is that codes less their bias add up to 16 bits.
+ALWAYS_INLINE v128_t lane_biases(const v128_t pairs[N_COLS], int bias) {
     return wasm_i16x8_mul(sum_each_pair(pairs), wasm_i16x8_splat((int16_t) -bias));
 }
 
 static void pack_q8_0(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
+    v128_t pairs[N_COLS];
+    for (int c = 0; c < N_COLS; c++) {
+        const uint8_t * q = y[c] + offsetof(block_q8_0, qs);
+        pairs[c] = wasm_i16x8_add(wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(q)),
+                                  wasm_i16x8_extadd_pairwise_i8x16(wasm_v128_load(q + 16)));
+    }
     set_codes(y, offsetof(block_q8_0, qs), format->tiles->has_words, panel);
     repeat(f16_low_to_f32(load_each(y, 0)), panel->scale);
-    repeat(lane_biases(y, offsetof(block_q8_0, qs), 2, format->bias), panel->sum);
+    repeat(lane_biases(pairs, format->bias), panel->sum);
 }
 
 static void pack_q8_1(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
@@ -171,13 +172,29 @@ static void pack_q8_K_for_mins(const uint8_t * const y[N_COLS], const tile_forma
     }
 }
 
+// Four steps, and what is to be added to their products.
+ALWAYS_INLINE void set_steps_with_biases(const v128_t codes[N_COLS], int bias, activation_panel * panel, int first, v128_t out[N_COLS]) {
+    v128_t pairs[N_COLS];
+    for (int c = 0; c < N_COLS; c++) {
+        pairs[c] = wasm_i16x8_extadd_pairwise_i8x16(codes[c]);
+    }
+    set_steps(panel, first, codes);
+    repeat(lane_biases(pairs, bias), out);
+}
+
 static void pack_q8_K_with_biases(const uint8_t * const y[N_COLS], const tile_format * format, activation_panel * panel) {
     const v128_t scale = load_each(y, offsetof(block_q8_K, d));
     for (int j = 0; j < QK_K / PANEL_WEIGHTS; j++) {
-        const size_t codes = offsetof(block_q8_K, qs) + PANEL_WEIGHTS * (size_t) j;
-        set_codes(y, codes, false, panel);
-        repeat(lane_biases(y, codes, 1, format->bias), panel->scale);
-        repeat(lane_biases(y, codes + 16, 1, format->bias), panel->sum);
+        v128_t first[N_COLS], last[N_COLS];
+        for (int c = 0; c < N_COLS; c++) {
+            const uint8_t * q = y[c] + offsetof(block_q8_K, qs) + PANEL_WEIGHTS * (size_t) j;
+            v128_t          mixed[2];
+            mix_groups(wasm_v128_load(q), wasm_v128_load(q + 16), mixed);
+            first[c] = mixed[0];
+            last[c]  = mixed[1];
+        }
+        set_steps_with_biases(first, format->bias, panel, 0, panel->scale);
+        set_steps_with_biases(last, format->bias, panel, 4, panel->sum);
         repeat(scale, panel->codes[8]);
         panel = (activation_panel *) next_panel(panel, 1, false, format->tiles->activations);
     }

@@ -22,8 +22,8 @@ typedef struct {
 // In its place: one of the eight panels of a block of 256 whose scales stay integers (tiles_256.c), so that the block is scaled
 // once. Factors are 16 bits, two for each row.
 typedef struct {
-    v128_t factors[N_GROUPS];            // the scale twice; or that of the first 16 weights twice
-    v128_t more[N_GROUPS];               // in every other panel the mins of this and the next; or the scale of the last 16 twice
+    v128_t factors[N_GROUPS];            // the scale twice; or those of both groups of 16, whose codes are mixed
+    v128_t more[N_GROUPS];               // in every other panel the mins of this and the next
     v128_t codes[8][N_GROUPS];           // bytes
     v128_t d[N_GROUPS], dmin[N_GROUPS];  // f32, of the block: in its first panel
     v128_t unused[6][N_GROUPS];
@@ -40,9 +40,15 @@ typedef struct {
 typedef enum {
     PANELS,         // for weight_panel: as above
     PANELS_MINS,    // of blocks with mins: scale is the block's, sum in every other panel 16-bit sums of this and the next
-    PANELS_BIASES,  // of blocks without: 16-bit lanes to add to the products are in scale for the first 16 weights, in sum for
-                    // the last, and the block's scale is behind the codes
+    PANELS_BIASES,  // of blocks without, whose groups of 16 are mixed: 16-bit lanes to add to the products are in scale for the
+                    // first four steps, in sum for the last, and the block's scale is behind the codes
 } activation_kind;
+
+// Codes of two groups of 16 weights: every 32 bits have two of the one and two of the other.
+ALWAYS_INLINE void mix_groups(v128_t a, v128_t b, v128_t out[2]) {
+    out[0] = wasm_i16x8_shuffle(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    out[1] = wasm_i16x8_shuffle(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
 
 // Unpack n blocks of each of eight rows, moving x on: one panel for blocks of 32 weights, eight for those of 256.
 typedef void (*pack_function)(int64_t n, const uint8_t * x[PANEL_ROWS], weight_panel * panels);

@@ -9,7 +9,7 @@ _Static_assert(sizeof(weight_panel_256) == sizeof(weight_panel), "one lies in th
 
 typedef struct {
     int  n_steps;   // that 16 bits hold the sums of
-    bool has_bias;  // codes less 32, with a scale for every 16; else with mins
+    bool has_bias;  // codes less 32, with a scale for every 16, which are mixed; else with mins
 } kind_256;
 
 // sums += products of n_steps steps times the factors. The sums are in memory: products need the registers.
@@ -30,8 +30,7 @@ ALWAYS_INLINE void add_panel(const weight_panel_256 * w, const activation_panel 
     const column_step * columns = (const column_step *) y->codes;
     add_part(codes, columns, w->factors, kind.has_bias ? y->scale : NULL, sums, n_cols, kind.n_steps);
     if (kind.n_steps < 8) {
-        const v128_t * factors = kind.has_bias ? w->more : w->factors, * start = kind.has_bias ? y->sum : NULL;
-        add_part(codes + 4, columns + 4, factors, start, sums, n_cols, kind.n_steps);
+        add_part(codes + 4, columns + 4, w->factors, kind.has_bias ? y->sum : NULL, sums, n_cols, kind.n_steps);
     }
 }
 

@@ -15,7 +15,7 @@
 #define PAIR 2                 // rows multiplied together
 #define GROUP 4                // columns multiplied together, at most
 #define BATCH 2                // columns loaded at a time
-#define TURN 2                 // steps that a turn of the loop takes
+#define TURN 4                 // vectors of a row that a turn of the loop takes: with two, a sum of f32 would lie in memory
 #define CHUNK 64               // steps of four rows that are multiplied with all columns at a time, at most
 #define MAX_COLS 64            // of activations, converted together
 #define MAX_ACTIVATIONS 23040  // vectors of them, on the stack
@@ -48,7 +48,7 @@ ALWAYS_INLINE void tile(const uint8_t * const rows[PAIR], int64_t n_steps, const
 #pragma clang loop unroll(disable)
     while (x[0] != end) {
 #pragma clang loop unroll(full)
-        for (int i = 0; i < TURN * n_vectors; i++) {
+        for (int i = 0; i < TURN; i++) {
             v128_t w[PAIR];
 #pragma clang loop unroll(full)
             for (int first = 0; first < n_cols; first += BATCH) {
@@ -64,14 +64,14 @@ ALWAYS_INLINE void tile(const uint8_t * const rows[PAIR], int64_t n_steps, const
                             sums[c][r] = wasm_f32x4_relaxed_madd(column, w[r], sums[c][r]);
                         }
                     }
-                } while ((i < TURN * n_vectors - 1 || first + BATCH < n_cols) && is_repeated(y));
+                } while ((i < TURN - 1 || first + BATCH < n_cols) && is_repeated(y));
             }
         }
         for (int r = 0; r < PAIR; r++) {
-            x[r] += 16 * TURN;
+            x[r] += 16 * TURN / n_vectors;
             OPAQUE(x[r]);
         }
-        y += n_cols * n_vectors * TURN;
+        y += n_cols * TURN;
         OPAQUE(y);
     }
     for (int i = 0; i < n_cols * PAIR; i++) {
@@ -186,7 +186,7 @@ static void convert_activations(const part * s, v128_t * out) {
 // Steps `first` to `last` of the four rows, for all columns.
 static void multiply_chunk(const part * s, const uint8_t * const rows[N_ROWS], int64_t first, int64_t last, v128_t acc[][N_ROWS]) {
     const size_t  at = 16 * (size_t) first, most = 16 * (size_t) last, n_bytes = (s->row_bytes < most ? s->row_bytes : most) - at;
-    const int64_t n_steps = (int64_t) (n_bytes / 16) / TURN * TURN;
+    const int64_t turn    = TURN / vectors_of(s->format->kind), n_steps = (int64_t) (n_bytes / 16) / turn * turn;
     const size_t  n_whole = 16 * (size_t) n_steps;
     for (int64_t j = 0; j < s->n_cols; j += group_at(s, j)) {
         const int           n    = group_at(s, j);

@@ -5,6 +5,7 @@
 #include "strips.h"
 
 #define WORD 4                                 // bytes of each row in a cell
+#define N_WORDS (PANEL_WEIGHTS / WORD)
 #define CELLS (N_GROUPS * (int) sizeof(v128_t))  // bytes of a word of every row
 
 ALWAYS_INLINE void move_bytes(uint8_t * record, uint8_t * row, size_t n, bool is_weaving) {
@@ -32,14 +33,6 @@ ALWAYS_INLINE void load_halves(const uint8_t * x, v128_t out[N_GROUPS]) {
     f16x8_load(x, &out[0], &out[1]);
 }
 
-// One cell of both groups.
-typedef struct {
-    v128_t of[N_GROUPS];
-} cell;
-
-// Sixteen or thirty-two signed bytes, each four repeated in all lanes.
-ALWAYS_INLINE void repeat_words(const int8_t * q, int n, v128_t * out, int step) {
-    for (int i = 0; i < n; i++) {
-        out[i * step] = wasm_v128_load32_splat(q + WORD * i);
-    }
-}
+// 32 bits of a vector in all lanes. Columns keep their codes as they are, and repeat them here: four times as many bytes would
+// push each other out of the first-level cache where rows are long, and weights then come from memory at half the rate.
+#define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
