@@ -43,7 +43,7 @@ _BOTH = frozenset({"falcon-h1"})  # every layer has attention and a state
 _LINEAR = frozenset({"qwen3next", "qwen35", "qwen35moe"})  # full attention in every n-th layer only
 _INDEXED = frozenset({"deepseek32", "glm-dsa", "minimax-m3", "dots3note", "hy_v4"})  # a second cache of index keys
 
-# Repacked bytes to a block's own (wasm/kernels/strips_32.c, strips_256.c).
+# Repacked bytes to a block's own (wasm/kernels/strips_32.c, strips_256.c, strips_q6_K.c).
 _REPACKED = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q6_K"), (1, 1)) | {"q4_K": (37, 36), "q5_K": (45, 44)}
 _STRIP_ROWS = 8
 

@@ -119,7 +119,7 @@ def _vocab_cases(sources: Path) -> Iterator[Case]:
 
 def _own_cases() -> Iterator[Case]:
     """Yield our own tests (``wasm/selftest``): the guest runtime with few and with enough threads, the kernels."""
-    kernels = Case("kernels-test", lines(r"^ok ", r"^FAILED "), 1083, n_threads=4)
+    kernels = Case("kernels-test", lines(r"^ok ", r"^FAILED "), 1139, n_threads=4)
     yield kernels
     yield replace(kernels, label="deterministic", is_deterministic=True)
     for n_threads in (1, 2, 4):

@@ -11,6 +11,9 @@
 // Lane j of eight 16-bit lanes in all of them.
 #define SPLAT16(v, j) wasm_i16x8_shuffle(v, v, j, j, j, j, j, j, j, j)
 
+// The same of four lanes of 32 bits.
+#define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define N_ROWS 4
 

@@ -17,7 +17,8 @@ extern "C" {
 // Between a block of each of eight rows and the strip's record of them; `is_weaving` says in which direction.
 typedef void (*weave_function)(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving);
 
-// Activations of one block as a kernel takes them.
+// Activations of one block as a kernel takes them. It repeats every 32 bits of codes in all lanes by itself: repeated here, they
+// would push each other out of the first-level cache where rows are long, and weights then come from memory at half the rate.
 typedef void (*column_function)(const uint8_t * y, v128_t * column);
 
 // acc += n records times a column.

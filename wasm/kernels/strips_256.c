@@ -6,7 +6,7 @@
 //   q5_K  half d[8]; half dmin[8];  for j = 0..3: scales and mins as above; for rows 0..3, then for rows 4..7: the eight words of
 //                                   group 2 j, then those of group 2 j + 1, in 80 bytes each (tight_codes.h)
 //
-// A column's block: scale; sums of activations in pairs, as the mins are; codes in the order of the words.
+// A column's block: scale; sums of activations in pairs, as the mins are; codes.
 #include "strips_256.h"
 #include "tight_codes.h"
 
@@ -175,7 +175,7 @@ ALWAYS_INLINE void add_cells(const uint8_t * x, v128_t low, v128_t high, v128_t 
             sums[g][0] = wasm_i16x8_add(sums[g][0], dot_codes(q[i][0], low_nibbles(w)));
             sums[g][1] = wasm_i16x8_add(sums[g][1], dot_codes(q[i][1], high_nibbles(w)));
         }
-        if (i == 1) {
+        if (i == 1) {  // else registers would not do for the loads of all four (rows.h)
             sums[0][0] = calculated(sums[0][0], x);
             sums[0][1] = calculated(sums[0][1], x);
             sums[1][0] = calculated(sums[1][0], x);
@@ -265,10 +265,10 @@ static void multiply_q5_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t
 }
 
 const strip_format pw_strip_q4_K = {
-    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, 1184, COLUMN_VECTORS, weave_q4_K, set_column, multiply_q4_K,
+    GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, HEAD_K + N_64 * (2 * SCALES + N_WORDS * CELLS), COLUMN_VECTORS, weave_q4_K, set_column, multiply_q4_K,
     &pw_strip_tiles_q4_K, &pw_strip_panels_q4_K,
 };
 const strip_format pw_strip_q5_K = {
-    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, 1440, COLUMN_VECTORS, weave_q5_K, set_column, multiply_q5_K,
+    GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, HEAD_K + N_64 * (2 * SCALES + 2 * N_GROUPS * GROUP_5), COLUMN_VECTORS, weave_q5_K, set_column, multiply_q5_K,
     &pw_strip_tiles_q5_K, &pw_strip_panels_q5_K,
 };

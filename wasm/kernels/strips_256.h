@@ -8,7 +8,7 @@
 #define N_64 4      // parts of 64 weights
 #define SCALES 16   // bytes of eight rows' scales of two groups
 #define HEAD_K 32   // d and dmin
-#define CELL_6 48   // bytes of 16 weights of four rows, of six bits each
+#define BIAS_6 32   // that q6_K's codes are too large
 
 // Each 16-bit lane of a pair in both places.
 #define FIRST_OF_PAIRS(v) wasm_i16x8_shuffle(v, v, 0, 0, 2, 2, 4, 4, 6, 6)

@@ -42,7 +42,7 @@ ALWAYS_INLINE void set_blocks(int64_t n, const uint8_t * rows[PANEL_ROWS], weigh
                 const v128_t s = wasm_u16x8_load8x8(x + 8 * g);
                 panels[0].factors[g] = FIRST_OF_PAIRS(s);
                 panels[1].factors[g] = SECOND_OF_PAIRS(s);
-                panels[0].more[g]    = wasm_u16x8_load8x8(x + SCALES + 8 * g);
+                panels[0].mins[g]    = wasm_u16x8_load8x8(x + SCALES + 8 * g);
             }
             set_codes(x + 2 * SCALES, panels[0].codes, panels[1].codes, is_q5_K);
         }
@@ -128,7 +128,7 @@ static void set_q6_K(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel *
 
 // Two codes of 6 bits of each group and row, times their scales: as many 16-bit words in a step of each group.
 ALWAYS_INLINE void set_words(v128_t codes, v128_t scales, v128_t * first, v128_t * second) {
-    const v128_t q    = wasm_i8x16_sub(codes, wasm_i8x16_splat(32));
+    const v128_t q    = wasm_i8x16_sub(codes, wasm_i8x16_splat(BIAS_6));
     const v128_t low  = wasm_i16x8_mul(wasm_i16x8_shr(wasm_i16x8_shl(q, 8), 8), scales);  // the first code of each group
     const v128_t high = wasm_i16x8_mul(wasm_i16x8_shr(q, 8), scales);                     // the second
     *first  = wasm_v128_or(wasm_v128_and(low, wasm_i32x4_splat(0xffff)), wasm_i32x4_shl(high, 16));
@@ -160,5 +160,5 @@ static void pack_q6_K(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_panel 
     rows[0] = x;
 }
 
-const tile_format pw_strip_tiles_q6_K  = {set_q6_K, &pw_tiles_q6_K, 32, true};
+const tile_format pw_strip_tiles_q6_K  = {set_q6_K, &pw_tiles_q6_K, BIAS_6, true};
 const tile_format pw_strip_panels_q6_K = {pack_q6_K, &pw_tiles_words, 0, true};

@@ -13,7 +13,7 @@
 
 typedef struct {
     v128_t codes[2];  // of the low and the high halves
-    v128_t head;      // lane 0: scale; lane 1: int32, what codes 8 or 16 too large add, to be added; or f32, to be multiplied with m
+    v128_t head;      // scale, sum: int32, what codes 8 or 16 too large add, to be added; or f32, to be multiplied with m
 } column_32;
 
 static void weave_q4_0(uint8_t * record, uint8_t * const rows[STRIP_ROWS], bool is_weaving) {
@@ -136,7 +136,8 @@ ALWAYS_INLINE size_t record_bytes(bool has_min, bool has_five_bits) {
     return head_bytes(has_min) + (has_five_bits ? N_GROUPS * GROUP_5 : N_CELLS * CELLS);
 }
 
-ALWAYS_INLINE void multiply_32(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS], bool has_min, bool has_five_bits) {
+ALWAYS_INLINE void multiply_32(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS], bool has_min,
+                               bool has_five_bits) {
     v128_t sums[N_GROUPS] = {acc[0], acc[1]};
     for (int64_t b = 0; b < n; b++) {
         const column_32 * column = (const column_32 *) y;
@@ -200,8 +201,8 @@ ALWAYS_INLINE void pack_32(int64_t n, const uint8_t * rows[PANEL_ROWS], weight_p
     }                                                                                                                      \
     static const tile_format TILES_##type = {pack_##type, &tile_set, bias, true};                                          \
     const strip_format       pw_strip_##type = {                                                                           \
-        GGML_TYPE_##TYPE, GGML_TYPE_##Y_TYPE, bytes, sizeof(column_32) / sizeof(v128_t), weave_##type, set_column, multiply_##type, \
-        &TILES_##type, &TILES_##type,                                                                                      \
+        GGML_TYPE_##TYPE, GGML_TYPE_##Y_TYPE, bytes, sizeof(column_32) / sizeof(v128_t), weave_##type, set_column,         \
+        multiply_##type, &TILES_##type, &TILES_##type,                                                                     \
     };
 
 STRIP_32(q4_0, Q4_0, Q8_0, 144, set_for_q4_0, pw_tiles_nibbles, 8, false, false)

@@ -10,16 +10,15 @@
 
 #define GROUP 16  // weights that share a scale
 #define PARTS 2   // cells of 32 weights of a row
-#define BIAS 32   // that codes are too large
 
 typedef struct {
     v128_t codes[PARTS];
     v128_t biases;  // for each part 16 bits of both groups, to be added to the products of its cells
-} column_32;
+} part_q6_K;
 
 typedef struct {
     v128_t    scale;
-    column_32 parts[2 * N_64];
+    part_q6_K parts[2 * N_64];
 } column_q6_K;
 
 // --- weaving -----------------------------------------------------------------------------------------------------------------
@@ -107,14 +106,15 @@ static void set_column(const uint8_t * y, v128_t * out) {
     column->scale = wasm_f32x4_splat(block->d);
     for (int i = 0; i < 2 * N_64; i++) {
         const int8_t * q    = block->qs + 2 * GROUP * i;
-        column_32 *    part = &column->parts[i];
+        part_q6_K *    part = &column->parts[i];
         mix_groups(wasm_v128_load(q), wasm_v128_load(q + GROUP), part->codes);
         const v128_t sums = wasm_i32x4_shuffle(sums_of(part->codes[0]), sums_of(part->codes[1]), 0, 4, 0, 4);
-        part->biases      = wasm_i16x8_mul(sums, wasm_i16x8_splat(-BIAS));
+        part->biases      = wasm_i16x8_mul(sums, wasm_i16x8_splat(-BIAS_6));
     }
 }
 
-// A cell of four rows. Less their bias, sums of its products fit 16 bits; on the way there they may overflow.
+// A cell of four rows. Less their bias, sums of its products fit 16 bits; on the way there they may overflow. Activations are 127
+// at most: -128 comes only of a NaN, or with a scale of zero.
 ALWAYS_INLINE v128_t sum_of_cell(const uint8_t * x, const v128_t q[4], v128_t sum) {
     v128_t codes[4];
     codes_of_six(x, codes);
@@ -125,7 +125,7 @@ ALWAYS_INLINE v128_t sum_of_cell(const uint8_t * x, const v128_t q[4], v128_t su
 }
 
 // 32 weights of eight rows.
-ALWAYS_INLINE void add_32(const uint8_t * x, const column_32 * y, v128_t totals[N_GROUPS]) {
+ALWAYS_INLINE void add_32(const uint8_t * x, const part_q6_K * y, v128_t totals[N_GROUPS]) {
     const v128_t    scales[N_GROUPS] = {wasm_i16x8_load8x8(x), wasm_i16x8_load8x8(x + 8)};
     const uint8_t * cells            = x + SCALES;
 #pragma clang loop unroll(full)
@@ -143,7 +143,7 @@ ALWAYS_INLINE void add_32(const uint8_t * x, const column_32 * y, v128_t totals[
 static void multiply_q6_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t acc[N_GROUPS]) {
     for (int64_t b = 0; b < n; b++) {
         const column_q6_K * column = (const column_q6_K *) y;
-        const column_32 *   part   = column->parts;
+        const part_q6_K *   part   = column->parts;
         const uint8_t *     head   = x;
         v128_t              totals[N_GROUPS] = {0}, d[N_GROUPS];
         x += 16;
@@ -164,6 +164,7 @@ static void multiply_q6_K(int64_t n, const uint8_t * x, const v128_t * y, v128_t
 }
 
 const strip_format pw_strip_q6_K = {
-    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 1680, sizeof(column_q6_K) / sizeof(v128_t), weave_q6_K, set_column, multiply_q6_K,
+    GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, 16 + 2 * N_64 * (SCALES + N_GROUPS * PARTS * CELL_6), sizeof(column_q6_K) / sizeof(v128_t),
+    weave_q6_K, set_column, multiply_q6_K,
     &pw_strip_tiles_q6_K, &pw_strip_panels_q6_K,
 };

@@ -6,7 +6,8 @@
 //   five bits   bytes x0 to x4:  codes 0, 1, 3, 4 and 5 are the low bits; 2 = (x0 >> 5 ^ x1 >> 3) & 31,
 //                                6 = (x3 >> 5 ^ x4 >> 3) & 31, 7 = (x2 >> 5 ^ x1 >> 2 ^ x4 >> 1) & 31
 //
-// Shifts are those of 16-bit lanes: two codes each.
+// Shifts are those of 16-bit lanes, of two codes each. What comes over from the upper byte are bits of its code, known before
+// anything is filled in on top.
 #pragma once
 
 #include "weave.h"
@@ -14,6 +15,7 @@
 #define SIX_BITS 0x3f3f
 #define FIVE_BITS 0x1f1f
 #define GROUP_5 80  // bytes of 32 weights of four rows, of five bits each
+#define CELL_6 48   // bytes of 16 weights of four rows, of six bits each
 
 // --- a lane of each vector, for weaving --------------------------------------------------------------------------------------
 
@@ -48,7 +50,8 @@ ALWAYS_INLINE uint16_t last_of_five(const uint16_t x[5]) {
 ALWAYS_INLINE void tighten_five(const uint16_t codes[8], uint16_t x[5]) {
     memcpy(x, codes, 2 * sizeof(*x));
     memcpy(x + 2, codes + 3, 3 * sizeof(*x));
-    // the last code depends on the two bits on top of x1 and x4, codes 2 and 6 on those below, which are its own
+    // bits 6 and 7 of x1 and x4 are those of codes 2 and 6, bit 5 that of code 7, which sees bit 6 of x1; x0 and x3 come last, as
+    // codes 2 and 6 see bit 5
     x[1] |= (uint16_t) (((codes[2] ^ third_of_five(x)) & 0x1818) << 3);
     x[4] |= (uint16_t) (((codes[6] ^ third_of_five(x + 3)) & 0x1818) << 3);
     const int missing = codes[7] ^ last_of_five(x);

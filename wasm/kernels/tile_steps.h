@@ -32,7 +32,7 @@ ALWAYS_INLINE void add_steps(int n_steps, const weight_step * w, const column_st
             sums[c][g]           = start ? sum_of(start[c], product, kind) : product;
         }
     }
-    OPAQUE(w);
+    OPAQUE(w);  // rows.h
     OPAQUE(y);
 #pragma clang loop unroll(full)
     for (int i = 1; i < n_steps; i++) {

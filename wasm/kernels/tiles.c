@@ -1,7 +1,7 @@
 // The tiles (see tiles.h), the activations' panels, and the loops around both.
 //
 // Activations of up to 64 columns are brought into panels that stay in the second-level cache, then eight rows of weights at a
-// time are unpacked into a few kilobytes and multiplied with all of these columns.
+// time are unpacked, some kilobytes at once, and multiplied with all of these columns.
 #include "tile_steps.h"
 
 #define GGML_COMMON_DECL_C
@@ -9,9 +9,7 @@
 
 #define MAX_COLS 64         // together in panels
 #define ALL_PANELS 368640   // bytes of activations' panels, on the stack
-#define CHUNK 32            // panels of weights unpacked at a time
-
-#define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)
+#define CHUNK 32            // panels of weights unpacked at a time: 18 KB
 
 // The sums of one panel in 32 bits.
 ALWAYS_INLINE void multiply_panel(const weight_panel * w, const activation_panel * y, v128_t sums[N_COLS][N_GROUPS], int n_cols,
@@ -74,7 +72,7 @@ TILES(pw_tiles_nibbles_min, NIBBLES, true)
 TILES(pw_tiles_bytes_min, BYTES, true)
 TILES(pw_tiles_words, WORDS, false)
 
-// Put n 32-bit parts of each column's codes into a panel from its step `first` on.
+// Put four 32-bit parts of each column's codes into a panel from its step `first` on.
 ALWAYS_INLINE void set_steps(activation_panel * panel, int first, const v128_t codes[N_COLS]) {
     for (int c = 0; c < N_COLS; c++) {
         panel->codes[first][c]     = SPLAT32(codes[c], 0);
@@ -173,7 +171,8 @@ static void pack_q8_K_for_mins(const uint8_t * const y[N_COLS], const tile_forma
 }
 
 // Four steps, and what is to be added to their products.
-ALWAYS_INLINE void set_steps_with_biases(const v128_t codes[N_COLS], int bias, activation_panel * panel, int first, v128_t out[N_COLS]) {
+ALWAYS_INLINE void set_steps_with_biases(const v128_t codes[N_COLS], int bias, activation_panel * panel, int first,
+                                         v128_t out[N_COLS]) {
     v128_t pairs[N_COLS];
     for (int c = 0; c < N_COLS; c++) {
         pairs[c] = wasm_i16x8_extadd_pairwise_i8x16(codes[c]);

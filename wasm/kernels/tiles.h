@@ -23,7 +23,7 @@ typedef struct {
 // once. Factors are 16 bits, two for each row.
 typedef struct {
     v128_t factors[N_GROUPS];            // the scale twice; or those of both groups of 16, whose codes are mixed
-    v128_t more[N_GROUPS];               // in every other panel the mins of this and the next
+    v128_t mins[N_GROUPS];               // in every other panel the mins of this and the next
     v128_t codes[8][N_GROUPS];           // bytes
     v128_t d[N_GROUPS], dmin[N_GROUPS];  // f32, of the block: in its first panel
     v128_t unused[6][N_GROUPS];

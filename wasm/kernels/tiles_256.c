@@ -1,6 +1,6 @@
 // Tiles (tiles.h) of blocks of 256 weights whose groups have integer scales: q4_K, q5_K, q6_K. Products are summed in 16 bits as
 // far as these go, then times the group's scale in 32 bits up to the block's end, and only there in f32: two instructions for
-// each group and column instead of four, and to the last bit what one column gives (strips_256.c).
+// each group and column instead of four, and to the last bit what one column gives (strips_256.c, strips_q6_K.c).
 #include "tile_steps.h"
 
 #define N_PANELS 8  // of a block
@@ -36,10 +36,10 @@ ALWAYS_INLINE void add_panel(const weight_panel_256 * w, const activation_panel 
 
 // What the mins of a block add, of one column and one group of rows.
 ALWAYS_INLINE v128_t sum_mins(const weight_panel_256 * w, const activation_panel * y, int c, int g) {
-    v128_t sum = wasm_i32x4_dot_i16x8(y->sum[c], w->more[g]);
+    v128_t sum = wasm_i32x4_dot_i16x8(y->sum[c], w->mins[g]);
     for (int i = 2; i < N_PANELS; i += 2) {
         const activation_panel * panel = next_panel(y, i, false, PANELS_MINS);
-        sum                            = wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(panel->sum[c], w[i].more[g]));
+        sum                            = wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(panel->sum[c], w[i].mins[g]));
     }
     return sum;
 }

@@ -1,10 +1,10 @@
-// What the strips' formats share (strips_32.c, strips_256.c).
+// What the strips' formats share (strips_32.c, strips_256.c, strips_q6_K.c).
 #pragma once
 
 #include "codes.h"
 #include "strips.h"
 
-#define WORD 4                                 // bytes of each row in a cell
+#define WORD 4                                 // bytes of four codes of a row
 #define N_WORDS (PANEL_WEIGHTS / WORD)
 #define CELLS (N_GROUPS * (int) sizeof(v128_t))  // bytes of a word of every row
 
@@ -32,7 +32,3 @@ ALWAYS_INLINE void weave_halves(uint8_t * record, uint8_t * const rows[STRIP_ROW
 ALWAYS_INLINE void load_halves(const uint8_t * x, v128_t out[N_GROUPS]) {
     f16x8_load(x, &out[0], &out[1]);
 }
-
-// 32 bits of a vector in all lanes. Columns keep their codes as they are, and repeat them here: four times as many bytes would
-// push each other out of the first-level cache where rows are long, and weights then come from memory at half the rate.
-#define SPLAT32(v, i) wasm_i32x4_shuffle(v, v, i, i, i, i)

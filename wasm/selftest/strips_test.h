@@ -19,7 +19,7 @@ struct shape {
 };
 
 static const shape SHAPES[] = {
-    {8, 1, 1, BLAS_OFF}, {64, 1, 3, BLAS_OFF}, {200, 2, 9, BLAS_OFF}, {72, 3, 7, BLAS_OFF}, {24, 3, 300, BLAS_OFF}, {16, 1, 700, BLAS_OFF},
+    {8, 1, 1, BLAS_OFF}, {64, 1, 3, BLAS_OFF}, {200, 2, 9, BLAS_OFF}, {72, 3, 7, BLAS_OFF}, {24, 3, 500, BLAS_OFF}, {16, 1, 700, BLAS_OFF},
     {40, 4, 5, BLAS_OFF}, {88, 9, 4, BLAS_OFF}, {48, 70, 6, BLAS_OFF}, {72, 520, 8, BLAS_WHOLE},
     {136, 516, 9, BLAS_SLICES}, {48, 514, 72, BLAS_SLICES},
 };
@@ -78,8 +78,11 @@ static void check_all(products::report_function report) {
         const bool is_repacked = f.type == GGML_TYPE_Q4_0 || f.type == GGML_TYPE_Q4_1 || f.type == GGML_TYPE_Q5_0 || f.type == GGML_TYPE_Q5_1
                                  || f.type == GGML_TYPE_Q4_K || f.type == GGML_TYPE_Q5_K || f.type == GGML_TYPE_Q6_K;
         for (int code : {0x00, 0xff, 0x7f, 0x80}) {
-            if (is_repacked) {
-                report(check(f, {16, 6, 3, BLAS_OFF}, 1, code), std::string("repacked ") + ggml_type_name(f.type) + ", all of " + std::to_string(code));
+            for (int64_t n : {1, 3, 6}) {
+                if (is_repacked) {
+                    report(check(f, {16, n, 3, BLAS_OFF}, 1, code), std::string("repacked ") + ggml_type_name(f.type) + ", "
+                           + std::to_string(n) + " columns, all of " + std::to_string(code));
+                }
             }
         }
         for (const auto & s : SHAPES) {
