@@ -29,6 +29,7 @@ import pyllama_wasm as pw
 from pyllama_wasm import measure, runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
+_EACH_RUN = ("command", "load before the run", "measured for")  # what a result tells of every run in it
 
 # Set on some machines: for old builds of OpenBLAS, which slows a current one, and to keep folders clean, for which
 # every start compiles this package's Python anew. The bytecode goes into a folder of its own instead.
@@ -163,6 +164,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no further round that would end later")
     parser.add_argument("--quick", action="store_true", help="a selection over all columns: about twenty minutes")
     parser.add_argument("--name", default="latest", help="name of the result files")
+    parser.add_argument(
+        "--more", action="store_true", help="add rounds to the results of that name, of the same module"
+    )
     return parser.parse_args()
 
 
@@ -181,6 +185,27 @@ def make_plan(given: argparse.Namespace) -> plan.Plan:
     return plan.quick(wanted) if given.quick else wanted
 
 
+def kept_result(name: str, facts: dict[str, str]) -> report.Result:
+    """Return an earlier run's result, to be added to; raises ``SystemExit`` where it is not of the same module."""
+    try:
+        kept: report.Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"bench: cannot add to {name}: {error}") from error
+    if kept["facts"]["module"] != facts["module"]:
+        raise SystemExit(
+            f"bench: cannot add to {name}: it is of module {kept['facts']['module']}, not {facts['module']}"
+        )
+    return kept
+
+
+def added(kept: report.Result, result: report.Result) -> report.Result:
+    """Return both runs as one, whose rounds are those of the first and then those of the second."""
+    n_rounds = max((sample["round"] for sample in kept["samples"]), default=0)
+    samples = kept["samples"] + [sample | {"round": sample["round"] + n_rounds} for sample in result["samples"]]
+    both = {name: f"{kept['facts'][name]}; then {result['facts'][name]}" for name in _EACH_RUN}
+    return kept | {"facts": kept["facts"] | both, "costs": kept["costs"] | result["costs"], "samples": samples}
+
+
 def main() -> int:
     """Run the command line; 1 when a measurement failed."""
     given = options()
@@ -189,6 +214,7 @@ def main() -> int:
     except (ValueError, pw.PyllamaError) as error:
         raise SystemExit(f"bench: {error}") from error
     facts = {"command": " ".join(["bench/run.py", *sys.argv[1:]])} | machine()
+    kept = kept_result(given.name, facts) if given.more else None
     commands = prepare(wanted.columns, is_strict=given.columns is not None)
     for model in sorted({case.model for case in wanted.cases()}):
         plan.path_of(model)  # made before anything is measured
@@ -201,6 +227,8 @@ def main() -> int:
     rounds = max((sample["round"] for sample in samples), default=0)
     facts["measured for"] = f"{(time.monotonic() - began) / 60:.1f} minutes, {rounds} rounds"
     result = {"facts": facts, "limits": limits, "costs": costs(samples), "samples": samples}
+    if kept is not None:
+        result = added(kept, result)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = report.write(result, RESULTS, given.name)

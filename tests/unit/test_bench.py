@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,22 @@ def test_a_limit_of_time_leaves_out_whole_rounds(
     samples = run.measure_all(wanted, {"ours": lambda *_: []}, minutes)
     assert [(s["round"], s["model"]) for s in samples] == [(n, m) for n in range(1, rounds + 1) for m in "ABC"]
     assert ("time is up" in capsys.readouterr().err) == (rounds < 3)
+
+
+def test_rounds_are_added_to_a_result_of_the_same_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"module": "abc", "command": "run A", "load before the run": "0.1", "measured for": "1 minutes, 1 rounds"}
+    first = result(sample("A-Q4_0", "ours", 100), sample("A-Q4_0", "native", 200)) | {"facts": facts}
+    second = result(sample("A-F16", "ours", 50)) | {"facts": facts | {"command": "run B"}}
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    (tmp_path / "kept.json").write_text(json.dumps(first), encoding="utf-8")
+    both = run.added(run.kept_result("kept", facts), second)
+    assert [(s["round"], s["model"]) for s in both["samples"]] == [(1, "A-Q4_0"), (1, "A-Q4_0"), (2, "A-F16")]
+    assert both["facts"]["command"] == "run A; then run B" and both["facts"]["module"] == "abc"
+    assert "| A-Q4_0 | 1 | 0.5 | 0.5 |" in "\n".join(report.ratios(report.Numbers(both)))
+    with pytest.raises(SystemExit, match="it is of module abc, not def"):
+        run.kept_result("kept", facts | {"module": "def"})
+    with pytest.raises(SystemExit, match="cannot add to lost"):
+        run.kept_result("lost", facts)
 
 
 def test_models_are_named_by_patterns() -> None:
